@@ -1,0 +1,1 @@
+"""FAENet for fairchem-core 1.10."""
