@@ -1,0 +1,151 @@
+"""FAENet's backbone: embedding and interaction blocks over all frames at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ocp_faenet.geometry.pairs import undirected_pairs
+from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnection
+from ocp_faenet.models.frames import frame_providers
+from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.nn.activations import activation
+from ocp_faenet.nn.basis import GaussianSmearing
+from ocp_faenet.nn.edges import EdgeEmbedding
+from ocp_faenet.nn.init import xavier_linear
+from ocp_faenet.nn.interaction import (
+    BaseInteraction,
+    InteractionSettings,
+    SimpleInteraction,
+    Topology,
+    UpDownLocalEnvInteraction,
+    UpDownScaleBaseInteraction,
+    UpDownScaleInteraction,
+)
+from ocp_faenet.nn.nodes import AtomEmbedding
+
+INTERACTIONS = {
+    MPType.BASE: BaseInteraction,
+    MPType.SIMPLE: SimpleInteraction,
+    MPType.UPDOWNSCALE: UpDownScaleInteraction,
+    MPType.UPDOWNSCALE_BASE: UpDownScaleBaseInteraction,
+    MPType.UPDOWN_LOCAL_ENV: UpDownLocalEnvInteraction,
+}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What heads need of the backbone.
+
+    Attributes:
+        layers: atom embeddings ``(F, N, C)`` after the embedding block and each interaction.
+        final: ``(F, N, C)``, the embeddings that are read out.
+        rotations: ``(B, F, 3, 3)`` frames in which they were made.
+        topology: the graph's.
+    """
+
+    layers: tuple[Tensor, ...]
+    final: Tensor
+    rotations: Tensor
+    topology: Topology
+
+    def turn_back(self, vectors: Tensor) -> Tensor:
+        """Vectors ``(F, N, 3)`` in each frame to their mean in space ``(N, 3)`` (equation 8)."""
+        rotations = self.rotations[self.topology.batch]  # (N, F, 3, 3)
+        return torch.einsum("fnk,nfjk->nj", vectors, rotations) / rotations.shape[1]
+
+
+class FAENetBackbone(nn.Module):
+    """Frames, embedding block and interaction blocks (report, section 3.1, equations 5 and 6).
+
+    Edge vectors are turned into every frame; topology, distances and radial basis are shared.
+    """
+
+    def __init__(self, config: FAENetConfig) -> None:
+        super().__init__()
+        self.config = config
+        act = activation(config.act)
+        self.train_frames, self.eval_frames = frame_providers(config)
+        self.radial_basis = GaussianSmearing(config.cutoff, config.num_gaussians)
+        self.edge_embedding = EdgeEmbedding(
+            config.num_gaussians, config.edge_filters, act, second_layer=config.second_layer_MLP
+        )
+        self.atom_embedding = AtomEmbedding(
+            config.hidden_channels,
+            act,
+            tag_channels=config.tag_hidden_channels,
+            period_group_channels=config.pg_hidden_channels,
+            properties=config.phys_embeds,
+            property_channels=config.phys_hidden_channels,
+            second_layer=config.second_layer_MLP,
+        )
+        self.interactions = nn.ModuleList(
+            INTERACTIONS[config.mp_type](self._settings(config, layer))
+            for layer in range(config.num_interactions)
+        )
+        self.mix_atoms = None
+        if config.skip_co is SkipConnection.CONCAT_ATOM:
+            width = config.hidden_channels
+            self.mix_atoms = xavier_linear((config.num_interactions + 1) * width, width)
+        self.act = act
+
+    @staticmethod
+    def _settings(config: FAENetConfig, layer: int) -> InteractionSettings:
+        return InteractionSettings(
+            hidden_channels=config.hidden_channels,
+            num_filters=config.edge_filters,
+            act=activation(config.act),
+            graph_norm=config.graph_norm,
+            norm_per_graph=config.graph_norm_scope is NormScope.GRAPH,
+            complex_mp=config.complex_mp,
+            dropout=config.dropout_lin if layer >= config.first_dropout_layer() else 0.0,
+        )
+
+    def forward(
+        self,
+        graph: AtomGraph,
+        *,
+        rotations: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Embedding:
+        """Embeddings of all atoms in all frames.
+
+        Args:
+            graph: the structures.
+            rotations: ``(B, F, 3, 3)`` frames made elsewhere; by default they are made here.
+            generator: source of random frames and dropped edges.
+
+        Raises:
+            ValueError: tags are embedded but the graph has none.
+        """
+        if self.config.tag_hidden_channels and graph.tags is None:
+            raise ValueError(
+                "tags: the structures have none, but tag_hidden_channels is "
+                f"{self.config.tag_hidden_channels}; add tags, or set tag_hidden_channels: 0"
+            )
+        if self.training and self.config.dropout_edge > 0:
+            graph = self._drop_edges(graph, generator)
+        if rotations is None:
+            frames = self.train_frames if self.training else self.eval_frames
+            rotations = frames(graph, generator)
+        topology = graph.topology
+        turned = torch.einsum(
+            "ej,efjk->fek", graph.edge_vectors, rotations[graph.batch[topology.target]]
+        )  # (F, E, 3)
+        distances = graph.edge_vectors.norm(dim=-1)  # (E,)
+        edges = self.edge_embedding(turned, self.radial_basis(distances))
+        h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
+        layers = [h]
+        for interaction in self.interactions:
+            h = h + interaction(h, edges, topology)  # (F, N, C)
+            layers.append(h)
+        if self.mix_atoms is not None:
+            h = self.act(self.mix_atoms(torch.cat(torch.broadcast_tensors(*layers), dim=-1)))
+        return Embedding(tuple(layers), h, rotations, topology)
+
+    def _drop_edges(self, graph: AtomGraph, generator: torch.Generator | None) -> AtomGraph:
+        pair, n = undirected_pairs(graph.edge_index, graph.cell_offsets, graph.num_atoms)
+        kept = torch.rand(n, generator=generator) >= self.config.dropout_edge
+        return graph.keep_edges(kept.to(pair.device)[pair])

@@ -1,0 +1,258 @@
+"""Configuration of FAENet: published keys, ours beside them, and what contradicts what.
+
+Plain dataclasses and enums, so that a bare PyTorch can build a model; the adapters check
+dictionaries from YAML against them (types, unknown keys) before they come here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class MPType(str, Enum):
+    """Form of message passing."""
+
+    BASE = "base"
+    SIMPLE = "simple"
+    UPDOWNSCALE = "updownscale"
+    UPDOWNSCALE_BASE = "updownscale_base"
+    UPDOWN_LOCAL_ENV = "updown_local_env"
+
+
+class SkipConnection(str, Enum):
+    """How the layers' outputs reach the energy."""
+
+    ADD = "add"
+    CONCAT = "concat"
+    CONCAT_ATOM = "concat_atom"
+
+
+class EnergyHeadType(str, Enum):
+    """Embeddings from which the atoms' weights in the energy are learned."""
+
+    INITIAL = "weighted-av-initial-embeds"
+    FINAL = "weighted-av-final-embeds"
+
+
+class NormScope(str, Enum):
+    """Over what graph norm takes its statistics."""
+
+    GRAPH = "graph"
+    BATCH = "batch"
+
+
+class ForceMode(str, Enum):
+    """How forces are predicted."""
+
+    DIRECT = "direct"
+    FROM_ENERGY = "from_energy"
+    DIRECT_WITH_GRADIENT_TARGET = "direct_with_gradient_target"
+
+
+class DecoderType(str, Enum):
+    """Form of the force decoder."""
+
+    SIMPLE = "simple"
+    MLP = "mlp"
+    RES = "res"
+    RES_UPDOWN = "res_updown"
+
+
+class DecoderNorm(str, Enum):
+    """Normalisation inside the force decoder."""
+
+    BATCH = "batch1d"
+    LAYER = "layer"
+
+
+class FrameAveraging(str, Enum):
+    """Space of the frames: in the plane of the slab, full, or random rotations instead."""
+
+    PLANE = "2D"
+    SPACE = "3D"
+    DATA_AUGMENTATION = "DA"
+
+
+class FAMethod(str, Enum):
+    """Which frames are used; ``se3-`` forms keep proper rotations only."""
+
+    ALL = "all"
+    STOCHASTIC = "stochastic"
+    DET = "det"
+    SE3_ALL = "se3-all"
+    SE3_STOCHASTIC = "se3-stochastic"
+    SE3_DET = "se3-det"
+
+
+class FrameSource(str, Enum):
+    """Points from which principal axes are taken."""
+
+    POSITIONS = "positions"
+
+
+class Augmentation(str, Enum):
+    """Group of the random rotations of ``frame_averaging: DA``."""
+
+    PLANE = "2D"
+    SPACE = "3D"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Size and norm of one force decoder."""
+
+    hidden_channels: int = 128
+    norm: DecoderNorm | None = DecoderNorm.BATCH
+
+    def __post_init__(self) -> None:
+        _positive("force_decoder_model_config.hidden_channels", self.hidden_channels)
+
+
+def _default_decoders() -> dict[DecoderType, DecoderConfig]:
+    return {kind: DecoderConfig(256 if kind is DecoderType.MLP else 128) for kind in DecoderType}
+
+
+@dataclass(frozen=True)
+class FAENetConfig:
+    """All choices of a FAENet. Names and defaults are the published ones unless marked "ours".
+
+    Attributes:
+        cutoff: radius of the graph, Å (report, equation 5). Stored edges beyond it are dropped.
+        use_pbc: periodic neighbours; needs ``cell``.
+        otf_graph: build the graph in the model instead of reading stored edges.
+        max_num_neighbors: most neighbours of an atom in a graph built here, nearest first.
+        act: activation.
+        hidden_channels, num_filters, num_interactions, num_gaussians: sizes.
+        tag_hidden_channels: width of the tag embedding, 0 for none.
+        pg_hidden_channels: width of each of the period and group embeddings, 0 for none.
+        phys_embeds: physical properties of the elements in the atom embedding.
+        phys_hidden_channels: 0 keeps them fixed; otherwise learned, projected to that width.
+        second_layer_MLP: two layers in the embedding block instead of one.
+        mp_type, complex_mp, skip_co, energy_head: forms of message passing and output.
+        graph_norm: normalise after each convolution.
+        graph_norm_scope: ours: ``graph`` (default) or ``batch`` (parity with ``faenet`` 0.1.3).
+        out_dim: number of graph properties.
+        regress_forces: how forces are predicted, ``None`` for not at all.
+        force_decoder_type, force_decoder_model_config: the force decoder, its sizes by type.
+        dropout_edge: share of (undirected) edges dropped in training.
+        dropout_lin: dropout before linear layers, from ``dropout_lowest_layer`` upward.
+        dropout_lowest_layer: ``output`` or ``inter-<i>``.
+        frame_averaging: ``2D``, ``3D``, ``DA`` or ``None``.
+        fa_method: frames in training.
+        eval_fa_method: ours: frames in evaluation; deterministic by default, and ``se3-det``
+            where training uses proper rotations only.
+        frame_source: ours: what the axes are the principal axes of.
+        augmentation: ours: ``DA`` rotates about z (``2D``) or freely (``3D``).
+
+    Raises:
+        ValueError: a value out of range, or keys that contradict each other.
+    """
+
+    cutoff: float = 6.0
+    use_pbc: bool = True
+    otf_graph: bool = False
+    max_num_neighbors: int = 40
+    act: str = "swish"
+    hidden_channels: int = 128
+    num_filters: int = 128
+    num_interactions: int = 4
+    num_gaussians: int = 50
+    tag_hidden_channels: int = 32
+    pg_hidden_channels: int = 32
+    phys_embeds: bool = True
+    phys_hidden_channels: int = 0
+    second_layer_MLP: bool = True  # noqa: N815 (published name)
+    mp_type: MPType = MPType.UPDOWNSCALE_BASE
+    complex_mp: bool = False
+    skip_co: SkipConnection | None = SkipConnection.CONCAT
+    energy_head: EnergyHeadType | None = None
+    graph_norm: bool = True
+    graph_norm_scope: NormScope = NormScope.GRAPH
+    out_dim: int = 1
+    regress_forces: ForceMode | None = None
+    force_decoder_type: DecoderType = DecoderType.MLP
+    force_decoder_model_config: dict[DecoderType, DecoderConfig] = field(
+        default_factory=_default_decoders
+    )
+    dropout_edge: float = 0.0
+    dropout_lin: float = 0.0
+    dropout_lowest_layer: str = "output"
+    frame_averaging: FrameAveraging | None = None
+    fa_method: FAMethod | None = None
+    eval_fa_method: FAMethod | None = None
+    frame_source: FrameSource = FrameSource.POSITIONS
+    augmentation: Augmentation = Augmentation.PLANE
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _positive(name, getattr(self, name))
+        for name in ("tag_hidden_channels", "pg_hidden_channels", "phys_hidden_channels"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative; 0 turns it off")
+        if self.num_gaussians < 2:
+            raise ValueError(f"num_gaussians: {self.num_gaussians}; at least 2 are needed")
+        for name in ("dropout_edge", "dropout_lin"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        self._check_frames()
+        self._check_heads()
+        self.first_dropout_layer()
+
+    def _check_frames(self) -> None:
+        framed = self.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE)
+        for name in ("fa_method", "eval_fa_method"):
+            if getattr(self, name) is not None and not framed:
+                raise ValueError(
+                    f"{name}: {getattr(self, name).value!r} needs frame_averaging 2D or 3D, "
+                    f"which is {self.frame_averaging and self.frame_averaging.value!r}"
+                )
+
+    def _check_heads(self) -> None:
+        if self.out_dim != 1 and self.regress_forces is ForceMode.FROM_ENERGY:
+            raise ValueError(f"out_dim: {self.out_dim}; forces from_energy need one energy")
+        if self.phys_hidden_channels and not self.phys_embeds:
+            raise ValueError(
+                f"phys_hidden_channels: {self.phys_hidden_channels} without phys_embeds; "
+                "set phys_embeds: true or phys_hidden_channels: 0"
+            )
+        if self.force_decoder_type not in self.force_decoder_model_config:
+            raise ValueError(
+                f"force_decoder_model_config: no entry for {self.force_decoder_type.value!r}, "
+                "the force_decoder_type"
+            )
+
+    def first_dropout_layer(self) -> int:
+        """Index of the first interaction with ``dropout_lin``; ``num_interactions`` for none."""
+        name = self.dropout_lowest_layer
+        if name == "output":
+            return self.num_interactions
+        index = name.removeprefix("inter-")
+        if not name.startswith("inter-") or not index.isdigit():
+            raise ValueError(f"dropout_lowest_layer: {name!r}; 'output' or 'inter-<i>'")
+        if int(index) >= self.num_interactions:
+            raise ValueError(
+                f"dropout_lowest_layer: {name!r}, but there are {self.num_interactions} "
+                "interactions, counted from 0"
+            )
+        return int(index)
+
+    @property
+    def edge_filters(self) -> int:
+        """Width of the edge embedding: ``simple`` needs it equal to ``hidden_channels``."""
+        return self.hidden_channels if self.mp_type is MPType.SIMPLE else self.num_filters
+
+
+_POSITIVE = (
+    "cutoff",
+    "max_num_neighbors",
+    "hidden_channels",
+    "num_filters",
+    "num_interactions",
+    "out_dim",
+)
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: {value} is not positive")
