@@ -28,7 +28,7 @@ def centred(points: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
 def covariance(points: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
     """``(B, 3, 3)`` sum of outer products of centred ``points`` ``(N, 3)``, in Å^2."""
     outer = (points.unsqueeze(-1) * points.unsqueeze(-2)).flatten(-2)
-    return segment_sum(outer, batch, num_graphs).unflatten(-1, (3, 3))
+    return segment_sum(outer, batch, num_graphs).view(num_graphs, 3, 3)
 
 
 def principal_axes_3d(cov: Tensor) -> Tensor:
