@@ -1,1 +1,31 @@
-"""FAENet for fairchem-core 1.10."""
+"""FAENet for fairchem-core 1.10.
+
+Importing this package loads nothing. Touching a public name registers the whole plugin: models
+``faenet``, ``faenet_backbone``, ``faenet_energy_head``, ``faenet_force_head``, trainer
+``faenet``, transforms ``frame_averaging`` and ``graph_rewiring``. A dotted name in a
+configuration (``model.name: ocp_faenet.FAENet``) does so in any process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = [
+    "CheckedLmdbDataset",
+    "FAENet",
+    "FAENetBackbone",
+    "FAENetEnergyHead",
+    "FAENetForceHead",
+    "FAENetTrainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("ocp_faenet.adapters.plugin").PUBLIC[name]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

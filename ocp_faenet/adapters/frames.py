@@ -1,0 +1,92 @@
+"""Loader transform ``frame_averaging``: frames made by the workers, used in training alone.
+
+In a dataset configuration, after whatever moves or removes atoms::
+
+    transforms:
+      frame_averaging: {frame_averaging: 2D, fa_method: stochastic}
+
+The model must be told of the same ``frame_averaging``: in evaluation, in relaxations and in
+calculators it makes its own frames from the positions it is given, which stored ones would not
+follow.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ocp_faenet.adapters.records import record_name
+from ocp_faenet.adapters.schema import is_absent, validate_config
+from ocp_faenet.models.config import FAENetConfig
+from ocp_faenet.models.frames import FrameProvider, frame_providers
+from ocp_faenet.models.graph import AtomGraph
+
+#: Where a record holds its frames, ``(1, F, 3, 3)``; a batch ``(B, F, 3, 3)``.
+FRAMES = "fa_rotations"
+KEYS = ("frame_averaging", "fa_method", "augmentation")
+
+
+def frame_averaging(data: Data, config: Any) -> Data:
+    """A copy of one record with its frames under `FRAMES`; positions stay as they are.
+
+    Args:
+        data: a record with ``pos`` ``(N, 3)``, Å.
+        config: ``frame_averaging``, ``fa_method`` and ``augmentation`` as in the model's
+            configuration; absent or ``null`` does nothing.
+
+    Raises:
+        ValueError: other keys, unknown values, positions that are not finite.
+    """
+    if is_absent(config):
+        return data
+    if not isinstance(config, Mapping) or not set(config) <= set(KEYS):
+        raise ValueError(
+            f"transforms.frame_averaging: {config!r}; give a mapping with {', '.join(KEYS)}"
+        )
+    provider = _provider(tuple(sorted(config.items())))
+    if not bool(torch.isfinite(data.pos).all()):
+        raise ValueError(f"{record_name(data)}: positions are not finite; repair or drop it")
+    out = copy.copy(data)
+    out[FRAMES] = provider(_bare_graph(data))
+    return out
+
+
+@functools.cache
+def _provider(items: tuple[tuple[str, Any], ...]) -> FrameProvider:
+    train, _ = frame_providers(validate_config(dict(items)))
+    return train
+
+
+def _bare_graph(data: Data) -> AtomGraph:
+    """The atoms of a record without edges: all that frames need."""
+    n = data.pos.shape[0]
+    numbers = torch.as_tensor(data.atomic_numbers).long()
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    return AtomGraph.build(data.pos, numbers, torch.zeros(n, dtype=torch.int64), 1, none)
+
+
+def stored_frames(data: Any, graph: AtomGraph, config: FAENetConfig) -> Tensor | None:
+    """``(B, F, 3, 3)`` frames that the loader made for a batch, or ``None``.
+
+    Raises:
+        ValueError: the model does not average frames, or the shape does not fit.
+    """
+    if FRAMES not in data:
+        return None
+    if config.frame_averaging is None:
+        raise ValueError(
+            "the loader makes frames (transforms.frame_averaging) but the model's "
+            "frame_averaging is null, so evaluation would use none; set it in the model too"
+        )
+    frames = data[FRAMES]
+    if frames.dim() != 4 or frames.shape[0] != graph.num_graphs or frames.shape[2:] != (3, 3):
+        raise ValueError(
+            f"{FRAMES}: shape {tuple(frames.shape)}, expected ({graph.num_graphs}, F, 3, 3)"
+        )
+    return frames.to(graph.positions.dtype)

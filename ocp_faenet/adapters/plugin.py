@@ -1,0 +1,30 @@
+"""Everything the host should know of us, registered by importing this module."""
+
+from __future__ import annotations
+
+from fairchem.core.modules import transforms as host_transforms
+
+from ocp_faenet.adapters.datasets import CheckedLmdbDataset
+from ocp_faenet.adapters.frames import frame_averaging
+from ocp_faenet.adapters.hydra import FAENetBackbone, FAENetEnergyHead, FAENetForceHead
+from ocp_faenet.adapters.model import FAENet
+from ocp_faenet.adapters.rewiring import graph_rewiring
+from ocp_faenet.adapters.trainer import FAENetTrainer
+
+#: What ``ocp_faenet`` exports; the decorators on the classes have registered the short names.
+PUBLIC = {
+    item.__name__: item
+    for item in (
+        FAENet,
+        FAENetBackbone,
+        FAENetEnergyHead,
+        FAENetForceHead,
+        FAENetTrainer,
+        CheckedLmdbDataset,
+    )
+}
+#: Loader transforms: the host finds one by its name among the globals of its own module.
+TRANSFORMS = {"frame_averaging": frame_averaging, "graph_rewiring": graph_rewiring}
+
+for _name, _transform in TRANSFORMS.items():
+    setattr(host_transforms, _name, _transform)

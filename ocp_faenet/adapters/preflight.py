@@ -1,0 +1,92 @@
+"""What can be known to be wrong with a run before anything heavy starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
+from ocp_faenet.adapters.schema import validate_config
+
+#: Names under which a model of ours stands in a configuration.
+MODELS = ("faenet", "ocp_faenet.FAENet")
+BACKBONES = ("faenet_backbone", "ocp_faenet.FAENetBackbone")
+SPLITS = ("train", "val", "test", "relax")
+_FORMATS = (*LMDB_FORMATS, "faenet_lmdb", f"ocp_faenet.{CheckedLmdbDataset.__name__}")
+
+
+def check_run_config(config: Mapping[str, Any]) -> None:
+    """Check a run as the host will see it: model, targets, data of every split.
+
+    Args:
+        config: the merged configuration, includes and overrides resolved.
+
+    Raises:
+        ValueError: the first thing wrong, naming the key or file, the value and the remedy.
+    """
+    for name in ("model", "dataset", "optim"):
+        if not config.get(name):
+            raise ValueError(f"configuration: no {name!r} section; the host needs one")
+    check_model(config["model"])
+    check_targets(config)
+    for split, section in split_sections(config["dataset"]).items():
+        check_split(split, section)
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Validate the configuration of a FAENet, or of the FAENet backbone of a hydra model."""
+    if model.get("name") in MODELS:
+        validate_config({key: value for key, value in model.items() if key != "name"})
+    backbone = model.get("backbone")
+    if isinstance(backbone, Mapping) and backbone.get("model") in BACKBONES:
+        validate_config({key: value for key, value in backbone.items() if key != "model"})
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Every loss needs a coefficient and an output; FAENet must predict what is asked of it."""
+    outputs = config.get("outputs") or {}
+    for entry in config.get("loss_functions") or []:
+        for target, loss in entry.items():
+            if not isinstance(loss, Mapping) or "coefficient" not in loss:
+                raise ValueError(
+                    f"loss_functions.{target}: no 'coefficient'; the host needs one, e.g. 1"
+                )
+            if target not in outputs:
+                raise ValueError(
+                    f"loss_functions.{target}: not among the outputs ({', '.join(outputs)})"
+                )
+    model = config["model"]
+    if model.get("name") in MODELS and "forces" in outputs and not model.get("regress_forces"):
+        raise ValueError(
+            "outputs.forces: the model predicts none; set model.regress_forces to direct, "
+            "from_energy or direct_with_gradient_target, or drop the output"
+        )
+
+
+def split_sections(dataset: Any) -> dict[str, dict[str, Any]]:
+    """Each split's configuration as the host resolves it: val, test, relax start from train."""
+    if isinstance(dataset, list):
+        dataset = dict(zip(SPLITS, dataset, strict=False))
+    elif "src" in dataset:
+        dataset = {"train": dataset}
+    train = dict(dataset.get("train") or {})
+    sections = {}
+    for split in SPLITS:
+        own = dict(dataset.get(split) or {})
+        if "src" in own:
+            inherit = split != "train" and own.get("use_train_settings", True)
+            sections[split] = {**train, **own} if inherit else own
+    return sections
+
+
+def check_split(split: str, section: Mapping[str, Any]) -> None:
+    """Look at the files of one split, if they are LMDBs."""
+    if section.get("format", "lmdb") not in _FORMATS:
+        return
+    src = section["src"]
+    if not isinstance(src, str) or not src:
+        raise ValueError(f"dataset.{split}.src: {src!r}; must be the path of one LMDB")
+    try:
+        check_lmdb(src)
+    except ValueError as error:
+        raise ValueError(f"dataset.{split}.src: {error}") from error

@@ -1,0 +1,112 @@
+"""Loader transform ``graph_rewiring``: drop what the published configurations drop.
+
+In a dataset configuration::
+
+    transforms:
+      graph_rewiring: remove-tag-0
+
+Source: PhAST (arXiv 2211.12020), section 4.1.
+"""
+
+from __future__ import annotations
+
+import copy
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ocp_faenet.adapters.records import record_name
+from ocp_faenet.adapters.schema import is_absent
+
+#: Per-edge keys of an OC20 record; the edge axis of ``edge_index`` is its last one.
+EDGE_KEYS = frozenset({"edge_index", "cell_offsets", "edge_distance_vec", "distances"})
+#: Per-graph keys whose first axis is never the atom axis, whatever its length.
+GRAPH_KEYS = frozenset({"cell", "pbc", "natoms", "sid", "fid", "id", "energy", "y"})
+
+
+class Rewiring(str, Enum):
+    """What ``graph_rewiring`` may be set to; ``None`` leaves the record as it is."""
+
+    REMOVE_TAG_0 = "remove-tag-0"
+
+
+def graph_rewiring(data: Data, config: Any) -> Data:
+    """Rewire one record as ``config`` says (``"remove-tag-0"``, or nothing).
+
+    Raises:
+        ValueError: an unknown mode, or a record without usable tags.
+    """
+    if is_absent(config):
+        return data
+    try:
+        Rewiring(config)
+    except ValueError:
+        allowed = ", ".join(repr(mode.value) for mode in Rewiring)
+        raise ValueError(
+            f"transforms.graph_rewiring: {config!r} is not known; allowed: {allowed} or null"
+        ) from None
+    return remove_tag_0(data)
+
+
+def remove_tag_0(data: Data) -> Data:
+    """A copy of ``data`` without its subsurface atoms (tag 0) and without their edges.
+
+    Every per-atom tensor (``pos``, ``pos_relaxed``, ``fixed``, ``force``, ...) is cut, edges
+    between the atoms that stay are renumbered, ``natoms`` is counted anew. A graph whose last
+    edge goes keeps ``edge_index`` of shape ``(2, 0)``, so the collater still counts it.
+
+    Raises:
+        ValueError: no ``tags``, or no atom with a tag above 0 (tags that were never set).
+    """
+    tags = data.tags if "tags" in data else None
+    if tags is None:
+        raise ValueError(
+            f"{record_name(data)} has no 'tags', which graph_rewiring: remove-tag-0 needs; "
+            "add tags (0 subsurface, 1 surface, 2 adsorbate) or drop the transform"
+        )
+    keep = tags.view(-1) > 0
+    if not bool(keep.any()):
+        raise ValueError(
+            f"{record_name(data)}: every tag is 0, so graph_rewiring: remove-tag-0 would remove "
+            "every atom; set tags (0 subsurface, 1 surface, 2 adsorbate) or drop the transform"
+        )
+    return _cut(data, keep)
+
+
+def _cut(data: Data, keep: Tensor) -> Data:
+    """A copy of ``data`` with only the atoms of the mask ``keep`` ``(N,)``."""
+    num_atoms = keep.numel()
+    out = copy.copy(data)
+    for key, value in data.items():
+        if key in EDGE_KEYS or key in GRAPH_KEYS or not torch.is_tensor(value):
+            continue
+        if value.dim() > 0 and value.shape[0] == num_atoms:
+            out[key] = value[keep]
+    if "edge_index" in data and data.edge_index is not None:
+        _cut_edges(data, out, keep)
+    remaining = int(keep.sum())
+    if "natoms" in data:
+        is_tensor = torch.is_tensor(data.natoms)
+        out.natoms = torch.full_like(data.natoms, remaining) if is_tensor else remaining
+    if "num_nodes" in data:
+        out.num_nodes = remaining
+    return out
+
+
+def _cut_edges(data: Data, out: Data, keep: Tensor) -> None:
+    """Keep in ``out`` the edges of ``data`` whose two ends stay, under the new numbering."""
+    source, target = data.edge_index
+    stays = keep[source] & keep[target]
+    number = torch.cumsum(keep, 0) - 1
+    out.edge_index = number[data.edge_index[:, stays]]
+    for key in EDGE_KEYS - {"edge_index"}:
+        if key in data and torch.is_tensor(data[key]):
+            out[key] = data[key][stays]
+    for key in ("neighbors", "nedges"):
+        if key in data:
+            count = int(stays.sum())
+            value = data[key]
+            out[key] = torch.full_like(value, count) if torch.is_tensor(value) else count

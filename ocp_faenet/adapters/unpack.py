@@ -1,0 +1,140 @@
+"""From the host's batch to an `AtomGraph`: read only, checked, errors that name the record."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocp_faenet.adapters.records import graph_names
+from ocp_faenet.geometry.neighbors import neighbor_list
+from ocp_faenet.models.config import FAENetConfig
+from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER
+
+
+def unpack(data: Any, config: FAENetConfig, dtype: torch.dtype = torch.float32) -> AtomGraph:
+    """The structures of a collated batch as an `AtomGraph`, edges stored or made here.
+
+    Args:
+        data: ``torch_geometric`` batch of OC20 records (a single record will do). Not changed.
+        config: decides on periodicity, tags, cutoff and where edges come from.
+        dtype: of the positions, hence of all that follows.
+
+    Raises:
+        ValueError: a key that the configuration needs is missing, positions are not finite,
+            an atomic number is not in 1 to 118; with the ``sid`` of the record and the remedy.
+    """
+    positions = _require(data, "pos", "add the positions").to(dtype)
+    batch, num_graphs = _batch_index(data, positions)
+    _refuse(~torch.isfinite(positions).all(-1), batch, data, "positions are not finite")
+    numbers = _atomic_numbers(data, batch)
+    tags = _tags(data, batch) if config.tag_hidden_channels else None
+    cell = _cell(data, num_graphs, dtype) if config.use_pbc else None
+    if config.otf_graph:
+        edge_index, offsets = _search(positions, cell, data, config)
+    else:
+        edge_index, offsets = _stored_edges(data, config.use_pbc)
+    return AtomGraph.build(
+        positions, numbers, batch, num_graphs, edge_index,
+        cell=cell, cell_offsets=offsets, tags=tags, cutoff=config.cutoff,
+    )  # fmt: skip
+
+
+def _require(data: Any, key: str, remedy: str) -> Tensor:
+    value = data[key] if key in data else None  # noqa: SIM401 (a record is not a dict)
+    if value is None:
+        num_graphs = torch.as_tensor(data.natoms).numel() if "natoms" in data else 1
+        names = graph_names(data, range(num_graphs))
+        raise ValueError(f"no {key!r} in the batch ({names}); {remedy}")
+    return value
+
+
+def _refuse(wrong: Tensor, batch: Tensor, data: Any, what: str) -> None:
+    """Raise if any atom of the mask ``wrong`` ``(N,)`` is set, naming the records."""
+    if bool(wrong.any()):
+        raise ValueError(f"{what}: {graph_names(data, batch[wrong].tolist())}; repair or drop it")
+
+
+def _batch_index(data: Any, positions: Tensor) -> tuple[Tensor, int]:
+    """``(N,)`` graph of each atom, and ``B``."""
+    natoms = torch.as_tensor(
+        _require(data, "natoms", "add the number of atoms"), device=positions.device
+    ).view(-1)
+    counted = torch.repeat_interleave(natoms)
+    stored = data.batch if "batch" in data else counted
+    if stored is None or stored.shape != counted.shape or not torch.equal(stored, counted):
+        bad = list(range(natoms.numel()))
+        if stored is not None:
+            counts = torch.bincount(stored, minlength=natoms.numel())
+            bad = (counts[: natoms.numel()] != natoms).nonzero().view(-1).tolist()
+        raise ValueError(f"natoms is not the number of positions: {graph_names(data, bad)}")
+    return counted, natoms.numel()
+
+
+def _atomic_numbers(data: Any, batch: Tensor) -> Tensor:
+    """``(N,)`` int64; records written by older versions hold floats."""
+    stored = _require(data, "atomic_numbers", "add the atomic numbers")
+    whole = stored.round()
+    wrong = (whole != stored) | (whole < 1) | (whole > MAX_ATOMIC_NUMBER)
+    found = ", ".join(f"{float(z):g}" for z in stored[wrong].unique()[:5])
+    _refuse(wrong, batch, data, f"atomic number {found} is not in 1 to {MAX_ATOMIC_NUMBER}")
+    return whole.long()
+
+
+def _tags(data: Any, batch: Tensor) -> Tensor:
+    tags = _require(
+        data, "tags", "add tags (0 subsurface, 1 surface, 2 adsorbate), or set the model's "
+        "tag_hidden_channels: 0"
+    )  # fmt: skip
+    if not bool(tags.any()):
+        _warn_untagged()
+    return tags.long()
+
+
+@functools.cache
+def _warn_untagged() -> None:
+    logging.warning(
+        "Every tag of a batch is 0 although the model embeds tags: a structure that was never "
+        "tagged is read as all subsurface. Set tags (0 subsurface, 1 surface, 2 adsorbate)."
+    )
+
+
+def _cell(data: Any, num_graphs: int, dtype: torch.dtype) -> Tensor:
+    """``(B, 3, 3)``, Å."""
+    stored = _require(data, "cell", "add the cell, or set the model's use_pbc: false")
+    if stored.numel() != 9 * num_graphs:
+        raise ValueError(f"cell: shape {tuple(stored.shape)} for {num_graphs} structures")
+    cell = stored.view(num_graphs, 3, 3).to(dtype)
+    bad = (~torch.isfinite(cell)).flatten(1).any(1).nonzero().view(-1).tolist()
+    if bad:
+        raise ValueError(f"cell is not finite: {graph_names(data, bad)}; repair or drop it")
+    return cell
+
+
+def _stored_edges(data: Any, use_pbc: bool) -> tuple[Tensor, Tensor | None]:
+    remedy = "set the model's otf_graph: true (hydra form: model.backbone.otf_graph)"
+    edge_index = _require(data, "edge_index", remedy)
+    return edge_index, _require(data, "cell_offsets", remedy) if use_pbc else None
+
+
+def _search(
+    positions: Tensor, cell: Tensor | None, data: Any, config: FAENetConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Edges within the cutoff, the ``max_num_neighbors`` nearest of each atom."""
+    natoms = torch.as_tensor(data.natoms, device=positions.device).view(-1)
+    pbc: Tensor | bool = cell is not None
+    if pbc and "pbc" in data and data.pbc is not None:
+        pbc = torch.as_tensor(data.pbc).view(-1, 3)
+    found = neighbor_list(
+        positions,
+        natoms,
+        cutoff=config.cutoff,
+        cell=cell,
+        pbc=pbc,
+        max_neighbors=config.max_num_neighbors,
+    )
+    return found.edge_index, None if cell is None else found.cell_offsets
