@@ -12,7 +12,6 @@ from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnec
 from ocp_faenet.models.frames import frame_providers
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
-from ocp_faenet.nn.basis import GaussianSmearing
 from ocp_faenet.nn.edges import EdgeEmbedding
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.interaction import (
@@ -33,6 +32,9 @@ INTERACTIONS = {
     MPType.UPDOWNSCALE_BASE: UpDownScaleBaseInteraction,
     MPType.UPDOWN_LOCAL_ENV: UpDownLocalEnvInteraction,
 }
+
+#: Forms that take only linear maps of the edge embedding.
+TABULATED = (MPType.BASE, MPType.UPDOWNSCALE, MPType.UPDOWNSCALE_BASE)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,13 @@ class FAENetBackbone(nn.Module):
         self.config = config
         act = activation(config.act)
         self.train_frames, self.eval_frames = frame_providers(config)
-        self.radial_basis = GaussianSmearing(config.cutoff, config.num_gaussians)
         self.edge_embedding = EdgeEmbedding(
-            config.num_gaussians, config.edge_filters, act, second_layer=config.second_layer_MLP
+            config.cutoff,
+            config.num_gaussians,
+            config.edge_filters,
+            act,
+            second_layer=config.second_layer_MLP,
+            tabulate=config.mp_type in TABULATED,
         )
         self.atom_embedding = AtomEmbedding(
             config.hidden_channels,
@@ -135,7 +141,7 @@ class FAENetBackbone(nn.Module):
             "ej,efjk->fek", graph.edge_vectors, rotations[graph.batch[topology.target]]
         )  # (F, E, 3)
         distances = graph.edge_vectors.norm(dim=-1)  # (E,)
-        edges = self.edge_embedding(turned, self.radial_basis(distances))
+        edges = self.edge_embedding(turned, distances)
         h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
         layers = [h]
         for interaction in self.interactions:

@@ -1,9 +1,7 @@
 """Interaction blocks: the five published forms of FAENet's message passing, one class each.
 
 All compute the update of equation (6) of the report, ``MLP(sum_j h_j * f_ij)``, without the
-residual (the backbone adds it). The filter network's product over ``e_ij || h_j || h_i`` is
-taken as one product over edges and two over atoms, which are then gathered: the same numbers
-for a fraction of the work, since atoms are far fewer than edges.
+residual, which the backbone adds.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 
 from ocp_faenet.geometry.segments import segment_sum
 from ocp_faenet.nn.activations import Activation
+from ocp_faenet.nn.convolution import Taps, convolve
 from ocp_faenet.nn.edges import EdgeFeatures
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.norm import GraphNorm
@@ -56,30 +55,78 @@ class InteractionSettings:
     dropout: float = 0.0
 
 
-def convolve(h: Tensor, filters: Tensor, topology: Topology) -> Tensor:
-    """``sum_j h_j * f_ij`` for every atom: ``h`` ``(F, N, C)``, ``filters`` ``(F, E, C)``."""
-    messages = h.index_select(-2, topology.source) * filters
-    return segment_sum(messages, topology.target, topology.num_atoms)
+class EdgeConvolution(nn.Module):
+    """``sum_j x_j * act(W e_ij + b)``, over all neighbours ``j`` of each atom ``i``.
 
+    Args:
+        num_filters: channels of ``e_ij``.
+        channels: ``C``, channels of what is convolved.
+        act: activation of the filters, ``None`` for linear ones.
+    """
 
-class FilterNetwork(nn.Module):
-    """``f_ij = act(W [e_ij || h_j || h_i] + b)``, factored (report, equation 6)."""
-
-    def __init__(self, num_filters: int, hidden_channels: int, out: int, act: Activation) -> None:
+    def __init__(
+        self, num_filters: int, channels: int, act: Activation | None, *, atom_channels: int = 0
+    ) -> None:
         super().__init__()
         self.act = act
         self.num_filters = num_filters
-        self.linear = xavier_linear(num_filters + 2 * hidden_channels, out)
+        self.linear = xavier_linear(num_filters + atom_channels, channels)
 
-    def forward(self, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
-        """``h`` ``(F, N, hidden)`` to filters ``(F, E, out)``."""
-        w_edge, w_source, w_target = self.linear.weight.split(
-            [self.num_filters, h.shape[-1], h.shape[-1]], dim=1
+    def forward(self, x: Tensor, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
+        """``x`` ``(F, N, C)`` is convolved; ``h`` ``(F, N, hidden)`` may steer the filters."""
+        bias: Tensor = self.linear.bias
+        table, taps = self._with_radial(bias.expand(1, 1, -1), edges, self._one_row(edges))
+        return self._convolve(x, table, taps, edges, topology)
+
+    def _one_row(self, edges: EdgeFeatures) -> Taps:
+        e, like = edges.dense.shape[1], edges.dense
+        rows = torch.zeros(e, 1, dtype=torch.int64, device=like.device)
+        return Taps(rows, like.new_ones(e, 1))
+
+    def _with_radial(self, table: Tensor, edges: EdgeFeatures, taps: Taps) -> tuple[Tensor, Taps]:
+        """Append the projected radial rows to the table ``(F, T, C)`` and their taps."""
+        if edges.radial is None or edges.taps is None:
+            return table, taps
+        split = edges.dense.shape[-1]
+        radial = F.linear(edges.radial, self.linear.weight[:, split : self.num_filters])
+        rows = torch.cat([taps.rows, edges.taps.rows + table.shape[-2]], dim=-1)
+        weights = torch.cat([taps.weights, edges.taps.weights], dim=-1)
+        return torch.cat([table, radial.expand(table.shape[0], -1, -1)], dim=-2), Taps(
+            rows, weights
         )
-        z = edges.linear(w_edge, self.linear.bias)
-        z = z + F.linear(h, w_source).index_select(-2, topology.source)
-        z = z + F.linear(h, w_target).index_select(-2, topology.target)
-        return self.act(z)
+
+    def _convolve(
+        self, x: Tensor, table: Tensor, taps: Taps, edges: EdgeFeatures, topology: Topology
+    ) -> Tensor:
+        weight = self.linear.weight[:, : edges.dense.shape[-1]]
+        return convolve(
+            x, edges.dense, weight, table, taps, topology.source, topology.target, self.act
+        )
+
+
+class AtomEdgeConvolution(EdgeConvolution):
+    """``sum_j x_j * act(W [e_ij || h_j || h_i] + b)`` (report, equation 6).
+
+    The product over the concatenation is taken as one over edges and two over atoms, whose
+    results are looked up: the same numbers for a fraction of the work.
+    """
+
+    def __init__(
+        self, num_filters: int, hidden_channels: int, channels: int, act: Activation
+    ) -> None:
+        super().__init__(num_filters, channels, act, atom_channels=2 * hidden_channels)
+
+    def forward(self, x: Tensor, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
+        """``x`` ``(F, N, C)`` is convolved, ``h`` ``(F, N, hidden)`` steers the filters."""
+        weight: Tensor = self.linear.weight
+        n, hidden = h.shape[-2:]
+        w_source, w_target = weight[:, self.num_filters :].split([hidden, hidden], dim=1)
+        of_source = F.linear(h, w_source, self.linear.bias)  # (F, N, C)
+        table = torch.cat([of_source, F.linear(h, w_target)], dim=-2)
+        rows = torch.stack([topology.source, topology.target + n], dim=-1)
+        taps = Taps(rows, h.new_ones(rows.shape))
+        table, taps = self._with_radial(table, edges, taps)
+        return self._convolve(x, table, taps, edges, topology)
 
 
 class Interaction(nn.Module):
@@ -114,15 +161,14 @@ class BaseInteraction(Interaction):
     def __init__(self, settings: InteractionSettings) -> None:
         hidden = settings.hidden_channels
         super().__init__(settings, hidden)
-        self.filters = FilterNetwork(settings.num_filters, hidden, hidden, settings.act)
+        self.convolution = AtomEdgeConvolution(settings.num_filters, hidden, hidden, settings.act)
         self.linear = xavier_linear(hidden, hidden)
 
     def forward(self, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
         """``h`` ``(F, N, hidden)`` to its update of the same shape."""
         h = self.dropout(h)
-        h = convolve(h, self.filters(h, edges, topology), topology)
-        h = self.dropout(self.normalise(h, topology))
-        return self.finish(self.act(self.linear(h)))
+        h = self.normalise(self.convolution(h, h, edges, topology), topology)
+        return self.finish(self.act(self.linear(self.dropout(h))))
 
 
 class SimpleInteraction(Interaction):
@@ -135,22 +181,9 @@ class SimpleInteraction(Interaction):
 
     def forward(self, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
         """``h`` ``(F, N, hidden)`` to its update of the same shape."""
-        h = convolve(self.dropout(h), edges.full(), topology)
-        h = self.dropout(self.normalise(h, topology))
-        return self.finish(self.act(self.linear(h)))
-
-
-class RadialFilter(nn.Module):
-    """``f_ij = act(W e_ij + b)``: filters from the edge embedding alone."""
-
-    def __init__(self, num_filters: int, act: Activation) -> None:
-        super().__init__()
-        self.act = act
-        self.linear = xavier_linear(num_filters, num_filters)
-
-    def forward(self, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
-        """Filters ``(F, E, num_filters)``; atoms are not used."""
-        return self.act(edges.linear(self.linear.weight, self.linear.bias))
+        messages = self.dropout(h).index_select(-2, topology.source) * edges.full()
+        h = self.normalise(segment_sum(messages, topology.target, topology.num_atoms), topology)
+        return self.finish(self.act(self.linear(self.dropout(h))))
 
 
 class UpDownScaleInteraction(Interaction):
@@ -158,19 +191,18 @@ class UpDownScaleInteraction(Interaction):
 
     def __init__(self, settings: InteractionSettings) -> None:
         super().__init__(settings, settings.num_filters)
-        self.filters = self.make_filters(settings)
+        self.convolution = self.make_convolution(settings)
         self.down = xavier_linear(settings.hidden_channels, settings.num_filters)
         self.up = xavier_linear(settings.num_filters, settings.hidden_channels)
 
-    def make_filters(self, settings: InteractionSettings) -> nn.Module:
-        """The filter network of this form."""
-        return RadialFilter(settings.num_filters, settings.act)
+    def make_convolution(self, settings: InteractionSettings) -> EdgeConvolution:
+        """The convolution of this form."""
+        return EdgeConvolution(settings.num_filters, settings.num_filters, settings.act)
 
     def forward(self, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
         """``h`` ``(F, N, hidden)`` to its update of the same shape."""
         h = self.dropout(h)
-        filters = self.filters(h, edges, topology)
-        h = convolve(self.act(self.down(h)), filters, topology)
+        h = self.convolution(self.act(self.down(h)), h, edges, topology)
         h = self.dropout(self.normalise(h, topology))
         return self.finish(self.act(self.up(h)))
 
@@ -178,11 +210,10 @@ class UpDownScaleInteraction(Interaction):
 class UpDownScaleBaseInteraction(UpDownScaleInteraction):
     """``mp_type: updownscale_base``: as updownscale, filters from edge, source and target."""
 
-    def make_filters(self, settings: InteractionSettings) -> nn.Module:
-        """The filter network of this form."""
-        return FilterNetwork(
-            settings.num_filters, settings.hidden_channels, settings.num_filters, settings.act
-        )
+    def make_convolution(self, settings: InteractionSettings) -> EdgeConvolution:
+        """The convolution of this form."""
+        filters = settings.num_filters
+        return AtomEdgeConvolution(filters, settings.hidden_channels, filters, settings.act)
 
 
 class UpDownLocalEnvInteraction(Interaction):
@@ -190,7 +221,7 @@ class UpDownLocalEnvInteraction(Interaction):
 
     def __init__(self, settings: InteractionSettings) -> None:
         super().__init__(settings, settings.num_filters)
-        self.geometric = xavier_linear(settings.num_filters, settings.num_filters)
+        self.convolution = EdgeConvolution(settings.num_filters, settings.num_filters, None)
         self.down = xavier_linear(settings.hidden_channels, settings.num_filters)
         self.up = xavier_linear(2 * settings.num_filters, settings.hidden_channels)
 
@@ -198,8 +229,7 @@ class UpDownLocalEnvInteraction(Interaction):
         """``h`` ``(F, N, hidden)`` to its update of the same shape."""
         h = self.act(self.down(self.dropout(h)))
         chi = segment_sum(edges.full(), topology.target, topology.num_atoms)
-        filters = edges.linear(self.geometric.weight, self.geometric.bias)
-        h = self.normalise(convolve(h, filters, topology), topology)
+        h = self.normalise(self.convolution(h, h, edges, topology), topology)
         # Before the first update h and chi may differ in the frame axis: broadcast.
         both = torch.cat(torch.broadcast_tensors(h, chi), dim=-1)
         return self.finish(self.up(self.dropout(both)))
