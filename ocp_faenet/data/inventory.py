@@ -1,4 +1,4 @@
-"""Which systems an OC20 LMDB holds, and which of their atoms may move."""
+"""Which systems an OC20 LMDB holds: ids, sizes, free atoms, relaxed energies."""
 
 from __future__ import annotations
 
@@ -43,6 +43,26 @@ def inventory(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     return np.array(ids), np.array(natoms), np.concatenate(free)
 
 
+def relaxed_energies(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids (n,) and relaxed adsorption energies (n,) in eV of every record under ``path``.
+
+    Raises:
+        ValueError: as :func:`inventory`, or a record without ``y_relaxed``.
+    """
+    ids: list[str] = []
+    energies: list[float] = []
+    for file in _files(path):
+        for key, record in _records(file):
+            fields = _fields(record)
+            if fields.get("y_relaxed") is None:
+                raise ValueError(f"{file}: record {key} has no 'y_relaxed'; this is no IS2RE split")
+            ids.append(_name(fields))
+            energies.append(float(_scalar(fields["y_relaxed"])))
+    if not ids:
+        raise ValueError(f"{path}: no record in it")
+    return np.array(ids), np.array(energies)
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -58,6 +78,9 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
     except lmdb.Error as error:
         raise ValueError(f"{file}: not a readable LMDB ({error})") from error
     try:
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if file.stat().st_size < needed:  # reading past the end would be a bus error
+            raise ValueError(f"{file}: truncated, {file.stat().st_size} bytes of {needed}")
         with env.begin() as transaction:
             length = transaction.get(b"length")
             total = env.stat()["entries"] if length is None else pickle.loads(length)

@@ -1,0 +1,119 @@
+"""Many runs, a few at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocp_faenet.adapters.runs import RunSpec, load_result
+
+#: Called with the number of finished runs and the work done, in runs (4.5 of 9, say).
+Progress = Callable[[int, float], None]
+
+
+class RunFailedError(RuntimeError):
+    """A run ended without a result; the message names it, its last words and its log."""
+
+
+@dataclass
+class _Job:
+    spec: RunSpec
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def fraction(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        with suppress(OSError, ValueError, KeyError):
+            state = json.loads((self.folder / "progress.json").read_text())
+            return min(float(state["step"] / state["steps"]), 1.0)
+        return 0.0
+
+    def result(self) -> dict[str, Any]:
+        result = load_result(self.folder)
+        if result is None:
+            log = self.folder / "log.txt"
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            last = lines[-1] if lines else "no output"
+            raise RunFailedError(
+                f"{self.spec.name}, seed {self.spec.seed}: {last} (exit code "
+                f"{self.process.returncode}; log: {log})"
+            )
+        return result
+
+
+def run_cached(spec: RunSpec, root: Path) -> dict[str, Any]:
+    """The result of one run, from its folder under ``root`` if it is there."""
+    return run_all([spec], root)[0]
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    root: Path,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    interval: float = 0.5,
+) -> list[dict[str, Any]]:
+    """Results of ``specs``, in their order, training those that have none.
+
+    Args:
+        specs: what to run; started in this order, so put the longest first.
+        root: where the runs' folders are.
+        jobs: how many at a time, each with ``spec.threads`` threads.
+        progress: told about the state of things every ``interval`` seconds.
+        interval: seconds between looks at the processes.
+
+    Raises:
+        RunFailedError: a run ended without a result. The others are stopped; what they had
+            reached is in their checkpoints.
+    """
+    folders = [spec.folder(root) for spec in specs]
+    results = {folder: load_result(folder) for folder in folders}
+    by_folder = dict(zip(folders, specs, strict=True))
+    queue = [(spec, folder) for folder, spec in by_folder.items() if results[folder] is None]
+    running: list[_Job] = []
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                running.append(_start(*queue.pop(0)))
+            time.sleep(interval)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                results[job.folder] = job.result()
+            if progress is not None:
+                done = sum(result is not None for result in results.values())
+                progress(done, done + sum(job.fraction() for job in running))
+    finally:
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+    return [result for folder in folders if (result := results[folder]) is not None]
+
+
+def _start(spec: RunSpec, folder: Path) -> _Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(spec.to_json() + "\n")
+    threads = str(spec.threads)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
+    }
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ocp_faenet.adapters.worker", str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    return _Job(spec, folder, process)

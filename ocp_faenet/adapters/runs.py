@@ -1,0 +1,159 @@
+"""One training run as a value: what defines it, where it is cached, what came out of it.
+
+Studies (`compare`, and those that follow it) are lists of :class:`RunSpec`. A run lives in a
+folder named after the hash of everything that defines it; its ``result.json`` is written last
+and whole, so a study that was interrupted takes up its finished runs from there and its
+unfinished ones from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config, load_config, merge_dicts
+
+from ocp_faenet.adapters.datasets import check_lmdb
+
+#: Part of every hash: raise it when the meaning of a result changes.
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run of the stock trainer.
+
+    Attributes:
+        name: what tables call it; not part of its identity.
+        config_yml: configuration, read by the host's own loader.
+        overrides: nested dictionary laid over it.
+        seed: of weights, shuffling and frames.
+        splits: LMDBs on which the final weights are evaluated, by name.
+        threads: of PyTorch.
+    """
+
+    name: str
+    config_yml: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    splits: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+    def config(self) -> dict[str, Any]:
+        """The configuration with its includes and overrides, nothing of the machine in it.
+
+        Raises:
+            ValueError: files included together that contradict each other.
+        """
+        config, _, conflicts = load_config(self.config_yml)
+        if conflicts:
+            raise ValueError(f"{self.config_yml}: its includes contradict each other: {conflicts}")
+        merged: dict[str, Any] = merge_dicts(config, dict(self.overrides))[0]
+        return merged
+
+    def key(self) -> str:
+        """Hash of configuration, seed and the content of every data file."""
+        config = self.config()
+        sources = {"train": config["dataset"]["train"]["src"], **self.splits}
+        content = {
+            "protocol": PROTOCOL,
+            "config": _without_sources(config),
+            "seed": self.seed,
+            "threads": self.threads,
+            "data": {split: file_digest(Path(src)) for split, src in sorted(sources.items())},
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def folder(self, root: Path) -> Path:
+        """Where the run lives under ``root``."""
+        return root / f"{self.name}-seed{self.seed}-{self.key()}"
+
+    def runnable(self, folder: Path) -> dict[str, Any]:
+        """The configuration as ``fairchem --mode train`` would build it, kept in ``folder``."""
+        arguments = ["--mode", "train", "--config-yml", self.config_yml, "--cpu"]
+        arguments += ["--run-dir", str(folder), "--timestamp-id", "run", "--seed", str(self.seed)]
+        arguments += ["--identifier", self.name, "--print-every", "100"]
+        parsed, rest = flags.get_parser().parse_known_args(arguments)
+        config: dict[str, Any] = merge_dicts(build_config(parsed, rest), dict(self.overrides))[0]
+        return config
+
+    def to_json(self) -> str:
+        """Text from which :meth:`from_json` makes an equal spec."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        """The spec that :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def with_epochs(spec_config: Mapping[str, Any], train_size: int, epochs: int) -> dict[str, Any]:
+    """Overrides that give a configuration ``epochs`` epochs, its schedule stretched to them.
+
+    Args:
+        spec_config: a resolved configuration, for its batch size and scheduler.
+        train_size: number of training structures.
+        epochs: how many times each is seen.
+    """
+    optim = spec_config["optim"]
+    steps = epochs * math.ceil(train_size / optim["batch_size"])
+    stretched = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
+    overrides: dict[str, Any] = {"max_epochs": epochs}
+    if optim.get("scheduler") in stretched:
+        overrides[stretched[optim["scheduler"]]] = steps
+    return {"optim": overrides}
+
+
+def count_records(src: str) -> int:
+    """Number of structures of an LMDB; see `check_lmdb` for what it raises."""
+    return check_lmdb(src)
+
+
+def load_result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left, or ``None`` if it is not finished."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+    os.replace(name, path)
+
+
+@functools.lru_cache(maxsize=256)
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the ``*.lmdb`` in a folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.glob("*.lmdb")):
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _without_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` without paths: the content of the files counts, not where they lie."""
+    dataset = {
+        split: {key: value for key, value in section.items() if key != "src"}
+        for split, section in config["dataset"].items()
+    }
+    return {**config, "dataset": dataset}
+
+
+def specs_by_seed(spec: RunSpec, seeds: Iterable[int]) -> list[RunSpec]:
+    """The same run with each of ``seeds``."""
+    return [RunSpec(**{**asdict(spec), "seed": seed}) for seed in seeds]

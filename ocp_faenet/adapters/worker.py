@@ -1,0 +1,182 @@
+"""Train and evaluate one run in this process: ``python -m ocp_faenet.adapters.worker FOLDER``.
+
+Everything is the host's own: its context, trainer, task, loaders, checkpoint and evaluator.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairchem.core.common.utils import new_trainer_context
+from fairchem.core.datasets.base_dataset import create_dataset
+
+from ocp_faenet.adapters.curves import read_curves
+from ocp_faenet.adapters.runs import RunSpec, load_result, write_json
+
+#: Scalars of the host's log that a result keeps.
+CURVES = ("train/loss", "train/lr", "val/loss", "val/energy_mae")
+
+
+class Stopwatch:
+    """Seconds spent inside the functions it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def execute(folder: Path) -> dict[str, Any]:
+    """Run what ``folder/spec.json`` describes and write ``folder/result.json``.
+
+    A second process that is given the same folder waits for the first and takes its result.
+    """
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = load_result(folder)
+        if done is not None:
+            return done
+        spec = RunSpec.from_json((folder / "spec.json").read_text())
+        torch.set_num_threads(spec.threads)
+        result = {"name": spec.name, "seed": spec.seed, "key": folder.name, **_run(spec, folder)}
+        write_json(folder / "result.json", result)
+        return result
+
+
+def _run(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    config = spec.runnable(folder)
+    checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
+    _drop_if_broken(checkpoint)
+    with new_trainer_context(config=config) as context:
+        trainer = context.trainer
+        context.task.setup(trainer)
+        training = _train(context.task, trainer, folder)
+        trainer.logger = None  # what follows belongs to no curve
+        splits = {name: _evaluate(trainer, src, folder, name) for name, src in spec.splits.items()}
+        parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        curves = read_curves(Path(trainer.config["cmd"]["logs_dir"]))
+        normalizer = trainer.normalizers.get("energy")
+        return {
+            "parameters": parameters,
+            "model": config["model"],
+            "batch_size": config["optim"]["batch_size"],
+            "epochs": config["optim"]["max_epochs"],
+            "train_size": len(trainer.train_dataset),
+            "train_mean": None if normalizer is None else float(normalizer.mean),
+            "training": training,
+            "splits": splits,
+            "checkpoint": str(checkpoint),
+            "curves": {tag: curves.get(tag, []) for tag in CURVES},
+            "torch": torch.__version__,
+        }
+
+
+def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
+    """Train to the end; seconds include those of earlier, interrupted attempts."""
+    finished = folder / "training.json"
+    if finished.is_file():
+        return dict(json.loads(finished.read_text()))
+    validation, start, first = Stopwatch(), time.perf_counter(), trainer.step
+    before, cpu = _seconds_so_far(folder), time.process_time()
+    total = len(trainer.train_loader) * trainer.config["optim"]["max_epochs"]
+    advance, shown = trainer.scheduler.step, 0.0
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        nonlocal shown
+        advance(*args, **kwargs)
+        now = time.perf_counter()
+        if now - shown > 1.0:
+            shown = now
+            elapsed = before + now - start
+            state = {"step": trainer.step, "steps": total, "seconds": elapsed}
+            write_json(folder / "progress.json", state)
+
+    trainer.scheduler.step = step
+    trainer.validate = validation.around(trainer.validate)
+    task.run()
+    seconds = time.perf_counter() - start
+    steps = trainer.step - first
+    seen = steps / max(len(trainer.train_loader), 1) * len(trainer.train_dataset)
+    training = {
+        "seconds": before + seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "validation_seconds": validation.seconds,
+        "samples_per_second": seen / max(seconds - validation.seconds, 1e-9),
+        "resumed_at_step": first,
+    }
+    write_json(finished, training)
+    return training
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """Seconds that an interrupted attempt spent, if its checkpoint is there to go on from."""
+    path = folder / "progress.json"
+    if not path.is_file() or not (folder / "checkpoints" / "run" / "checkpoint.pt").is_file():
+        return 0.0
+    return float(json.loads(path.read_text())["seconds"])
+
+
+@torch.no_grad()
+def _evaluate(trainer: Any, src: str, folder: Path, name: str) -> dict[str, float]:
+    """The host's metrics on one LMDB with the weights as they are, in eV and eV²."""
+    config = {**trainer.config["dataset"], **trainer.config["val_dataset"], "src": src}
+    dataset = create_dataset(config, "val")
+    batch = trainer.config["optim"].get("eval_batch_size", trainer.config["optim"]["batch_size"])
+    loader = trainer.get_dataloader(dataset, trainer.get_sampler(dataset, batch, shuffle=False))
+    trainer.val_loader = loader
+    start = time.perf_counter()
+    metrics = trainer.validate("val", disable_tqdm=True)
+    seconds = time.perf_counter() - start
+    scores = {key: float(value["metric"]) for key, value in metrics.items()}
+    if "energy" in trainer.config["outputs"]:
+        _save_energies(trainer, dataset, loader, folder / f"predictions_{name}.npz")
+    return {**scores, "structures": len(dataset), "samples_per_second": len(dataset) / seconds}
+
+
+def _save_energies(trainer: Any, dataset: Any, loader: Any, path: Path) -> None:
+    """Predicted and true energies of every structure, in eV, for pictures."""
+    predictions = trainer.predict(loader, results_file=None, disable_tqdm=True)
+    target = {_system_id(record): float(record.energy) for record in dataset}
+    ids = predictions["ids"]
+    energy = np.array([float(np.ravel(value)[0]) for value in predictions["energy"]])
+    np.savez_compressed(path, ids=ids, energy=energy, target=[target[name] for name in ids])
+
+
+def _system_id(record: Any) -> str:
+    """The id that the host's ``predict`` gives a record."""
+    name = str(int(record.sid))
+    return f"{name}_{int(record.fid)}" if "fid" in record else name
+
+
+def _drop_if_broken(checkpoint: Path) -> None:
+    """Remove a checkpoint that a killed run left half written: the run starts anew then."""
+    if not checkpoint.is_file():
+        return
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, OSError):
+        logging.warning(f"{checkpoint} is incomplete; starting from the beginning")
+        checkpoint.unlink()
+
+
+if __name__ == "__main__":
+    execute(Path(sys.argv[1]))

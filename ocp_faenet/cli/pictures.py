@@ -1,0 +1,106 @@
+"""Pictures of a study, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+Points = Sequence[tuple[float, float]]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure and forget it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def loss_curve(train: Points, val: Points, steps_per_epoch: float, path: Path) -> None:
+    """Training loss (normalised energies, running mean) and val_id MAE (eV) against epochs."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    steps, losses = np.array(train).T
+    width = max(int(steps_per_epoch), 1)
+    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    axis.plot(steps[width - 1 :] / steps_per_epoch, smooth, color="C0", label="training loss")
+    axis.set(xlabel="epoch", ylabel="training loss (MAE, normalised energy)", yscale="log")
+    twin = axis.twinx()
+    val_steps, val_mae = np.array(val).T
+    twin.plot(val_steps / steps_per_epoch, val_mae, "o-", ms=3, color="C1", label="val_id MAE")
+    twin.set(ylabel="val_id MAE (eV)", yscale="log")
+    handles = [*axis.get_lines(), *twin.get_lines()]
+    axis.legend(handles=handles, frameon=False)
+    axis.set_title("Learning curve")
+    save(figure, path)
+
+
+def parity(splits: Mapping[str, tuple[Any, Any]], title: str, path: Path) -> None:
+    """Predicted against true energy, one panel per split, same axes.
+
+    Args:
+        splits: predicted and true energies (n,) in eV, by split.
+        title: above all panels.
+        path: of the PNG.
+    """
+    columns = 2 if len(splits) > 1 else 1
+    rows = -(-len(splits) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    everything = np.concatenate([np.concatenate([p, t]) for p, t in splits.values()])
+    low, high = everything.min(), everything.max()
+    margin = 0.04 * (high - low) + 1e-9
+    for axis, (name, (predicted, true)) in zip(axes.flat, splits.items(), strict=False):
+        axis.plot([low, high], [low, high], color="0.6", lw=1)
+        axis.scatter(true, predicted, s=9, alpha=0.6, edgecolors="none")
+        mae = np.abs(np.asarray(predicted) - np.asarray(true)).mean()
+        axis.set_title(f"{name}: MAE {mae:.3f} eV, n = {len(true)}", fontsize=10)
+        axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+        axis.set_aspect("equal")
+        axis.set(xlabel="EMT energy (eV)", ylabel="predicted energy (eV)")
+    for axis in axes.flat[len(splits) :]:
+        axis.set_visible(False)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def comparison(
+    errors: Mapping[str, Mapping[str, tuple[float, float]]],
+    curves: Mapping[str, Sequence[Points]],
+    path: Path,
+) -> None:
+    """MAE by split (bars, with one standard deviation) and val_id MAE against epochs.
+
+    Args:
+        errors: model, then split: mean and standard deviation of the MAE in eV.
+        curves: model: for each seed, val_id MAE in eV against epochs.
+        path: of the PNG.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
+    splits = list(next(iter(errors.values())))
+    width = 0.8 / len(errors)
+    for index, (model, by_split) in enumerate(errors.items()):
+        means, stds = np.array([by_split[split] for split in splits]).T
+        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * width
+        left.bar(place, means, width, yerr=stds, capsize=2, color=_colour(index), label=model)
+    left.set_xticks(range(len(splits)), splits)
+    left.set(ylabel="MAE (eV)", yscale="log", title="Validation splits")
+    left.legend(frameon=False, fontsize=9)
+    for index, model in enumerate(errors):
+        for points in curves.get(model, ()):
+            right.plot(*np.array(points).T, color=_colour(index), alpha=0.7, lw=1.2)
+        if curves.get(model):
+            right.plot([], [], color=_colour(index), label=model)
+    right.set(xlabel="epoch", ylabel="val_id MAE (eV)", yscale="log", title="Learning, each seed")
+    right.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def _colour(index: int) -> str:
+    return ("0.7", "C0", "C1", "C2", "C3", "C4")[index % 6]
