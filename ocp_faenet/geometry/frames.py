@@ -31,9 +31,24 @@ def covariance(points: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
     return segment_sum(outer, batch, num_graphs).view(num_graphs, 3, 3)
 
 
+#: Eigenvalues closer than this share of the largest count as equal: they single out no axes.
+EQUAL_EIGENVALUES = 1e-3
+
+
 def principal_axes_3d(cov: Tensor) -> Tensor:
-    """``(B, 3, 3)`` eigenvectors as columns, largest eigenvalue first, determinant +1."""
-    _, vectors = torch.linalg.eigh(cov)
+    """``(B, 3, 3)`` eigenvectors as columns, largest eigenvalue first, determinant +1.
+
+    Where eigenvalues are equal the axes are constants: they have no derivative.
+    """
+    values, constant = torch.linalg.eigh(cov.detach())
+    vectors = constant
+    if cov.requires_grad:
+        gaps = (values[..., 1:] - values[..., :-1]).amin(-1)
+        distinct = gaps > EQUAL_EIGENVALUES * values[..., -1]  # (B,), never for zero covariance
+        distinct = distinct[..., None, None]
+        harmless = torch.diag(torch.arange(1, 4).to(cov)).expand_as(cov)
+        _, vectors = torch.linalg.eigh(torch.where(distinct, cov, harmless))
+        vectors = torch.where(distinct, vectors, constant)
     vectors = vectors.flip(-1)
     handedness = torch.linalg.det(vectors.detach()).sign()
     last = vectors[..., 2:] * handedness[..., None, None]
@@ -44,11 +59,13 @@ def principal_axes_2d(cov: Tensor) -> Tensor:
     """``(B, 3, 3)`` in-plane principal axes; the third axis stays z, determinant +1.
 
     Closed form for the upper 2 x 2 block of ``cov``: the first axis lies at
-    ``atan2(2 c_xy, c_xx - c_yy) / 2`` from x.
+    ``atan2(2 c_xy, c_xx - c_yy) / 2`` from x. Where the eigenvalues are equal it is x.
     """
     a, b = cov[..., 0, 0] - cov[..., 1, 1], 2 * cov[..., 0, 1]
-    isotropic = (a == 0) & (b == 0)
-    angle = 0.5 * torch.atan2(b, torch.where(isotropic, torch.ones_like(a), a))
+    spread = (cov[..., 0, 0] + cov[..., 1, 1]).detach()
+    distinct = torch.hypot(a.detach(), b.detach()) > EQUAL_EIGENVALUES * spread
+    a, b = torch.where(distinct, a, 1.0), torch.where(distinct, b, 0.0)
+    angle = 0.5 * torch.atan2(b, a)
     c, s = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     rows = [
