@@ -23,6 +23,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": torch.sigmoid,
 }
 
+#: Activations with no kink: functions built of them can be interpolated.
+SMOOTH: frozenset[Activation] = frozenset({F.silu, F.gelu, F.softplus, torch.tanh, torch.sigmoid})
+
 
 def activation(name: str) -> Activation:
     """The activation called ``name``.

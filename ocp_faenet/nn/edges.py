@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocp_faenet.nn.activations import Activation
+from ocp_faenet.nn.activations import SMOOTH, Activation
 from ocp_faenet.nn.basis import GaussianSmearing
 from ocp_faenet.nn.convolution import Taps
 from ocp_faenet.nn.init import xavier_linear
@@ -69,7 +69,7 @@ class EdgeEmbedding(nn.Module):
     The second half is a function of a single number, so in single precision it is tabulated on a
     fine grid of distances and interpolated wherever that is less work: later layers then take
     their products with the table instead of with every edge. It is never done where a gradient
-    with respect to positions is asked for, nor in double precision.
+    with respect to positions is asked for, in double precision, or for activations with kinks.
 
     Args:
         cutoff: Å.
@@ -92,6 +92,7 @@ class EdgeEmbedding(nn.Module):
         self.act = act
         self.cutoff = cutoff
         self.tabulate = tabulate and not second_layer
+        self.smooth = act in SMOOTH
         self.grid_points = GRID_PER_GAUSSIAN * num_gaussians
         self.basis = GaussianSmearing(cutoff, num_gaussians)
         self.directional = xavier_linear(3, num_filters // 2)
@@ -123,6 +124,7 @@ class EdgeEmbedding(nn.Module):
     def _by_table(self, distances: Tensor) -> bool:
         return (
             self.tabulate
+            and self.smooth
             and distances.dtype is not torch.float64
             and not distances.requires_grad
             and len(distances) > self.grid_points
