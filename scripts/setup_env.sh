@@ -4,8 +4,15 @@
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 
+version() { # "3.11"; nothing if the command is no Python
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
 fits() {
-    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+    case $(version "$1") in
+        3.10 | 3.11 | 3.12) return 0 ;;
+        *) return 1 ;;
+    esac
 }
 
 fail() {
@@ -16,9 +23,9 @@ fail() {
 want="give a Python 3.10, 3.11 or 3.12, for example: make setup PYTHON=python3.11"
 if [ -n "${PYTHON:-}" ]; then
     command -v "$PYTHON" >/dev/null 2>&1 || fail "PYTHON=$PYTHON: no such command; $want"
-    version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
-        fail "PYTHON=$PYTHON does not run as a Python; $want"
-    fits "$PYTHON" || fail "PYTHON=$PYTHON is Python $version; $want"
+    found=$(version "$PYTHON")
+    [ -n "$found" ] || fail "PYTHON=$PYTHON does not run as a Python; $want"
+    fits "$PYTHON" || fail "PYTHON=$PYTHON is Python $found; $want"
     exec "$PYTHON" "$root/scripts/setup_env.py"
 fi
 for candidate in "$root/.venv/bin/python" python3 python3.11 python3.12 python3.10; do
