@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import plugin_fixtures as fx
 import pytest
 import torch
+
+import plugin_fixtures as fx
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from ocp_faenet.adapters.records import record_name
 
 #: Formats that the stock `LmdbDataset` goes by.
 LMDB_FORMATS = ("lmdb", "single_point_lmdb", "trajectory_lmdb")
-#: Keys that a record must have if the first record of its dataset has them.
+#: Keys that all records of a dataset have, or none: the collater takes them from the first.
 SCHEMA_KEYS = frozenset(
     {"pos", "atomic_numbers", "natoms", "cell", "tags", "fixed", "edge_index", "cell_offsets"}
 )
@@ -35,8 +35,9 @@ class CheckedLmdbDataset(LmdbDataset):
     Takes over the stock names too: a process that uses this plugin reads through it.
 
     Raises:
-        ValueError: a missing, damaged, truncated or empty LMDB; a record without a key that
-            the first record has; a record that cannot be unpickled.
+        ValueError: a missing, damaged, truncated or empty LMDB; a record that lacks a key of
+            `SCHEMA_KEYS` that the first one has, or has one that it lacks; a record that
+            cannot be unpickled.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -49,10 +50,11 @@ class CheckedLmdbDataset(LmdbDataset):
     def __getitem__(self, idx: int) -> Any:
         """The record at ``idx``, transformed; see the class for what is checked."""
         data = self._record(idx)
-        missing = sorted(self._schema - set(data.keys()))
-        if missing:
+        odd = sorted(self._schema ^ (SCHEMA_KEYS & set(data.keys())))
+        if odd:
+            verb = "has no" if odd[0] in self._schema else "has"
             raise ValueError(
-                f"{self.path}: {record_name(data)} (index {idx}) has no {', '.join(missing)}, "
+                f"{self.path}: {record_name(data)} (index {idx}) {verb} {', '.join(odd)}, "
                 "unlike the first record; repair or drop it"
             )
         return data

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
-from ocp_faenet.adapters.schema import validate_config
+from ocp_faenet.adapters.schema import is_absent, validate_config
 
 #: Names under which a model of ours stands in a configuration.
 MODELS = ("faenet", "ocp_faenet.FAENet")
@@ -56,11 +56,23 @@ def check_targets(config: Mapping[str, Any]) -> None:
                     f"loss_functions.{target}: not among the outputs ({', '.join(outputs)})"
                 )
     model = config["model"]
-    if model.get("name") in MODELS and "forces" in outputs and not model.get("regress_forces"):
+    if model.get("name") not in MODELS:
+        return
+    absent = is_absent(model.get("regress_forces"))
+    if "forces" in outputs and absent:
         raise ValueError(
             "outputs.forces: the model predicts none; set model.regress_forces to direct, "
             "from_energy or direct_with_gradient_target, or drop the output"
         )
+    if config.get("mode") == "train" and not absent and "forces" not in _losses(config):
+        raise ValueError(
+            f"model.regress_forces: {model['regress_forces']!r}, but no loss trains the forces, "
+            "and the host refuses weights without a gradient; add a loss on forces, or set null"
+        )
+
+
+def _losses(config: Mapping[str, Any]) -> list[str]:
+    return [target for entry in config.get("loss_functions") or [] for target in entry]
 
 
 def split_sections(dataset: Any) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ocp_faenet.adapters.frames import FRAMES
 from ocp_faenet.adapters.records import record_name
 from ocp_faenet.adapters.schema import is_absent
 
@@ -78,6 +79,8 @@ def remove_tag_0(data: Data) -> Data:
 
 def _cut(data: Data, keep: Tensor) -> Data:
     """A copy of ``data`` with only the atoms of the mask ``keep`` ``(N,)``."""
+    if FRAMES in data:
+        raise ValueError("transforms: put graph_rewiring before frame_averaging")
     num_atoms = keep.numel()
     out = copy.copy(data)
     for key, value in data.items():
