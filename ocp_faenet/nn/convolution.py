@@ -123,7 +123,7 @@ class BlockedConvolution(torch.autograd.Function):
                 if keep:
                     z = torch.addmm(z, dense[f, b], wt, out=saved[f, b])
                 else:
-                    z.addmm_(dense[f, b], wt)
+                    torch.addmm(z, dense[f, b], wt, out=z)
                 _ATEN.silu.out(z, out=filters)
                 torch.index_select(xf, 0, source[b], out=neighbours)
                 out[f].index_add_(0, target[b], filters.mul_(neighbours))
@@ -160,7 +160,7 @@ class BlockedConvolution(torch.autograd.Function):
                 if ddense is not None:
                     torch.mm(dz, weight, out=ddense[f, b])
                 if need_weight:
-                    dweight.addmm_(dz.t(), dense[f, b])
+                    torch.addmm(dweight, dz.t(), dense[f, b], out=dweight)
         return dx, ddense, dweight, dtable, None, None, None, None
 
 

@@ -1,0 +1,71 @@
+"""FAENet as it is here, made ready for timing; needs no host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ocp_faenet.models.config import FAENetConfig, FAMethod
+from ocp_faenet.models.faenet import FAENetCore
+from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.models.published import IS2RE, with_method
+from ocp_faenet.models.timing import Contender
+
+#: Name in the benchmark -> frame method.
+METHODS: dict[str, FAMethod | None] = {
+    "FAENet, no frames": None,
+    "FAENet, stochastic": FAMethod.STOCHASTIC,
+    "FAENet, det": FAMethod.DET,
+    "FAENet, all (4)": FAMethod.ALL,
+}
+TAG_0_REMOVED = "FAENet, stochastic, tag 0 removed"
+
+
+def rebuild(graph: AtomGraph) -> AtomGraph:
+    """The graph checked and sorted again from its parts, as each batch of a loader is."""
+    return AtomGraph.build(
+        graph.positions, graph.atomic_numbers, graph.batch, graph.num_graphs, graph.edge_index,
+        cell=graph.cell, cell_offsets=graph.cell_offsets, tags=graph.tags, cutoff=6.0,
+    )  # fmt: skip
+
+
+def without_tag_0(graph: AtomGraph) -> AtomGraph:
+    """The structures without their subsurface atoms (PhAST's remove-tag-0)."""
+    if graph.tags is None:
+        raise ValueError("tags: needed to remove subsurface atoms")
+    keep = graph.tags > 0
+    number = torch.cumsum(keep, 0) - 1
+    source, target = graph.edge_index
+    edges = keep[source] & keep[target]
+    offsets = None if graph.cell_offsets is None else graph.cell_offsets[edges]
+    return AtomGraph.build(
+        graph.positions[keep], graph.atomic_numbers[keep], graph.batch[keep], graph.num_graphs,
+        number[graph.edge_index[:, edges]], cell=graph.cell, cell_offsets=offsets,
+        tags=graph.tags[keep],
+    )  # fmt: skip
+
+
+def faenet_contender(name: str, config: FAENetConfig, device: torch.device | str) -> Contender:
+    """FAENet of ``config``; building and checking the graph is timed with it."""
+    module = FAENetCore(config).to(device)
+
+    def energy(graph: object) -> Tensor:
+        if not isinstance(graph, AtomGraph):
+            raise TypeError(f"expected an AtomGraph, got {type(graph).__name__}")
+        out: dict[str, Tensor] = module(rebuild(graph))
+        return out["energy"]
+
+    prepare = without_tag_0 if name == TAG_0_REMOVED else (lambda graph: graph)
+    return Contender(name, module, prepare, energy)
+
+
+def all_faenets(
+    config: FAENetConfig = IS2RE,
+) -> dict[str, Callable[[torch.device | str], Contender]]:
+    """FAENet under each frame method, and with subsurface atoms removed; made when called."""
+    configs = {name: with_method(config, method) for name, method in METHODS.items()}
+    configs[TAG_0_REMOVED] = with_method(config, FAMethod.STOCHASTIC)
+    return {name: partial(faenet_contender, name, config) for name, config in configs.items()}
