@@ -23,13 +23,18 @@ from torch_geometric.data import Data
 
 from ocp_faenet.adapters.records import record_name
 from ocp_faenet.adapters.schema import is_absent, validate_config
-from ocp_faenet.models.config import FAENetConfig
+from ocp_faenet.adapters.unpack import unpack
+from ocp_faenet.models.config import FAENetConfig, FrameSource
 from ocp_faenet.models.frames import FrameProvider, frame_providers
 from ocp_faenet.models.graph import AtomGraph
 
 #: Where a record holds its frames, ``(1, F, 3, 3)``; a batch ``(B, F, 3, 3)``.
 FRAMES = "fa_rotations"
-KEYS = ("frame_averaging", "fa_method", "augmentation")
+#: Model keys that it takes: which frames, and which graph where they are read from the edges.
+KEYS = (
+    "frame_averaging", "fa_method", "augmentation", "frame_source",
+    "cutoff", "use_pbc", "otf_graph", "max_num_neighbors",
+)  # fmt: skip
 
 
 def frame_averaging(data: Data, config: Any) -> Data:
@@ -37,8 +42,7 @@ def frame_averaging(data: Data, config: Any) -> Data:
 
     Args:
         data: a record with ``pos`` ``(N, 3)``, Å.
-        config: ``frame_averaging``, ``fa_method`` and ``augmentation`` as in the model's
-            configuration; absent or ``null`` does nothing.
+        config: some of `KEYS`, as in the model's configuration; ``null`` does nothing.
 
     Raises:
         ValueError: other keys, unknown values, positions that are not finite.
@@ -49,26 +53,26 @@ def frame_averaging(data: Data, config: Any) -> Data:
         raise ValueError(
             f"transforms.frame_averaging: {config!r}; give a mapping with {', '.join(KEYS)}"
         )
-    provider = _provider(tuple(sorted(config.items())))
-    if not bool(torch.isfinite(data.pos).all()):
-        raise ValueError(f"{record_name(data)}: positions are not finite; repair or drop it")
+    provider, settings = _provider(tuple(sorted(config.items())))
     out = copy.copy(data)
-    out[FRAMES] = provider(_bare_graph(data))
+    out[FRAMES] = provider(_graph(data, settings))
     return out
 
 
+def _graph(data: Data, settings: FAENetConfig) -> AtomGraph:
+    """What frames are read from: for positions, the atoms without any edges."""
+    if settings.frame_source is not FrameSource.POSITIONS:
+        return unpack(data, settings)
+    if not bool(torch.isfinite(data.pos).all()):
+        raise ValueError(f"{record_name(data)}: positions are not finite; repair or drop it")
+    batch = torch.zeros(data.pos.shape[0], dtype=torch.int64)
+    return AtomGraph.build(data.pos, data.atomic_numbers, batch, 1, batch.new_zeros(2, 0))
+
+
 @functools.cache
-def _provider(items: tuple[tuple[str, Any], ...]) -> FrameProvider:
-    train, _ = frame_providers(validate_config(dict(items)))
-    return train
-
-
-def _bare_graph(data: Data) -> AtomGraph:
-    """The atoms of a record without edges: all that frames need."""
-    n = data.pos.shape[0]
-    numbers = torch.as_tensor(data.atomic_numbers).long()
-    none = torch.zeros(2, 0, dtype=torch.int64)
-    return AtomGraph.build(data.pos, numbers, torch.zeros(n, dtype=torch.int64), 1, none)
+def _provider(items: tuple[tuple[str, Any], ...]) -> tuple[FrameProvider, FAENetConfig]:
+    settings = validate_config({"tag_hidden_channels": 0, **dict(items)})
+    return frame_providers(settings)[0], settings
 
 
 def stored_frames(data: Any, graph: AtomGraph, config: FAENetConfig) -> Tensor | None:
