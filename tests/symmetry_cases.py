@@ -150,3 +150,64 @@ def polygon(n, radius=2.0, z=0.0, phase=0.1):
     angles = phase + 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
     flat = torch.stack([angles.cos(), angles.sin()], -1) * radius
     return torch.cat([flat, torch.full((n, 1), z, dtype=torch.float64)], -1)
+
+
+def cloud(kind, seed=0):
+    """Positions of awkward clouds."""
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    flat = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    line = torch.tensor([[0.3, -0.7, 0.2]], dtype=torch.float64)
+    cube = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
+    steps = torch.arange(5, dtype=torch.float64)
+    kinds = {
+        "one atom": torch.zeros(1, 3, dtype=torch.float64),
+        "one atom off centre": torch.full((1, 3), 7.3, dtype=torch.float64),
+        "two atoms": random[:2],
+        "three atoms": random[:3],
+        "planar in xy": random * flat,
+        "planar tilted": random[:, :1] * line + random[:, 1:2] * line.roll(1, -1),
+        "linear along z": steps[:, None] * line.new_tensor([[0.0, 0.0, 1.1]]),
+        "linear along x": steps[:, None] * line.new_tensor([[1.1, 0.0, 0.0]]),
+        "linear tilted": steps[:, None] * line * 1.7,
+        "triangle": polygon(3),
+        "square": polygon(4),
+        "hexagon": polygon(6),
+        "pyramid": torch.cat([polygon(4), line.new_tensor([[0.0, 0.0, 1.5]])]),
+        "cube": cube,
+        "octahedron": torch.cat([torch.eye(3), -torch.eye(3)]).double() * 1.8,
+        "far apart": random * 100,
+        "inverted pair": torch.cat([random[:3], -random[:3]]),
+        "coincident": random[:1].expand(3, 3),
+    }
+    return kinds[kind]
+
+
+KINDS = [
+    "one atom", "one atom off centre", "two atoms", "three atoms", "planar in xy",
+    "planar tilted", "linear along z", "linear along x", "linear tilted", "triangle", "square",
+    "hexagon", "pyramid", "cube", "octahedron", "far apart", "inverted pair", "coincident",
+]  # fmt: skip
+
+
+def perfect_slab(facet, site, species=(29, 8)):
+    """Two layers of an ideal slab with one atom on a symmetric site."""
+    a = 2.6
+    second = {
+        "square": [0.0, a, 0.0],
+        "hexagonal": [a / 2, a * 3**0.5 / 2, 0.0],
+        "rectangular": [0.0, a * 2**0.5, 0.0],
+    }[facet]
+    rows = torch.tensor([[a, 0.0, 0.0], second, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    stacking = {"square": [0.5, 0.5], "hexagonal": [1 / 3, 1 / 3], "rectangular": [0.5, 0.5]}
+    shift = stacking[facet]
+    sites = {"top": [0.0, 0.0], "bridge": [0.5, 0.0], "hollow": shift}
+    fractional = [
+        [i + shift[0] * (1 - layer), j + shift[1] * (1 - layer), 1.9 * layer]
+        for layer, i, j in itertools.product(range(2), range(2), range(2))
+    ]
+    fractional.append([*sites[site], 1.9 + 1.3])
+    positions = torch.tensor(fractional, dtype=torch.float64) @ rows
+    cell = torch.diag(torch.tensor([2.0, 2.0, 20.0], dtype=torch.float64)) @ rows
+    numbers = [species[0]] * 8 + [species[1]]
+    return structure(positions, numbers, cell, torch.tensor([0] * 4 + [1] * 4 + [2]))

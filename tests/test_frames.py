@@ -16,8 +16,9 @@ from ocp_faenet.models.config import (
     ForceMode,
     FrameAveraging,
 )
+from ocp_faenet.models.frame_quality import frame_quality
 from ocp_faenet.models.frames import frame_providers
-from symmetry_cases import model, polygon, slab, structure
+from symmetry_cases import KINDS, cloud, model, slab, structure
 
 #: chi-square quantiles at 1 - 1e-6, by degrees of freedom.
 CHI_SQUARE = {1: 23.93, 3: 30.66, 7: 40.52}
@@ -123,44 +124,6 @@ def test_data_augmentation_turns_each_graph_by_its_own_uniform_angle(augmentatio
 # --- awkward structures: finite predictions, forces and gradients, whatever comes in
 
 
-def cloud(kind, seed=0):
-    """Positions of awkward clouds."""
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(6, 3, dtype=torch.float64, generator=generator)
-    flat = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
-    line = torch.tensor([[0.3, -0.7, 0.2]], dtype=torch.float64)
-    cube = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
-    steps = torch.arange(5, dtype=torch.float64)
-    kinds = {
-        "one atom": torch.zeros(1, 3, dtype=torch.float64),
-        "one atom off centre": torch.full((1, 3), 7.3, dtype=torch.float64),
-        "two atoms": random[:2],
-        "three atoms": random[:3],
-        "planar in xy": random * flat,
-        "planar tilted": random[:, :1] * line + random[:, 1:2] * line.roll(1, -1),
-        "linear along z": steps[:, None] * line.new_tensor([[0.0, 0.0, 1.1]]),
-        "linear along x": steps[:, None] * line.new_tensor([[1.1, 0.0, 0.0]]),
-        "linear tilted": steps[:, None] * line * 1.7,
-        "triangle": polygon(3),
-        "square": polygon(4),
-        "hexagon": polygon(6),
-        "pyramid": torch.cat([polygon(4), line.new_tensor([[0.0, 0.0, 1.5]])]),
-        "cube": cube,
-        "octahedron": torch.cat([torch.eye(3), -torch.eye(3)]).double() * 1.8,
-        "far apart": random * 100,
-        "inverted pair": torch.cat([random[:3], -random[:3]]),
-        "coincident": random[:1].expand(3, 3),
-    }
-    return kinds[kind]
-
-
-KINDS = [
-    "one atom", "one atom off centre", "two atoms", "three atoms", "planar in xy",
-    "planar tilted", "linear along z", "linear along x", "linear tilted", "triangle", "square",
-    "hexagon", "pyramid", "cube", "octahedron", "far apart", "inverted pair", "coincident",
-]  # fmt: skip
-
-
 def assert_finite_with_gradients(core, graph):
     """Energy, forces, slopes through the frames, and parameter gradients are finite."""
     core.train()
@@ -244,3 +207,15 @@ def test_no_atoms_at_all_in_one_structure_of_a_batch(gradient_models):
         generator = torch.Generator().manual_seed(0)
         out = core(transforms.joined([graph, empty]), generator=generator)
         assert bool(torch.isfinite(out["energy"]).all())
+
+
+def test_frame_quality_tells_the_degenerate_from_the_rest():
+    kinds = ["hexagon", "three atoms", "inverted pair", "one atom"]
+    graph = transforms.joined([structure(cloud(k), [6] * len(cloud(k))) for k in kinds])
+    config = FAENetConfig(frame_averaging=FrameAveraging.PLANE, fa_method=FAMethod.DET)
+    quality = frame_quality(graph, config)
+    assert quality.equal_eigenvalues.tolist() == [True, False, False, True]
+    assert quality.ambiguous_sign.tolist() == [False, False, True, False]
+    assert quality.frames.tolist() == [12, 1, 1, 4]  # the pair: higher moments decide
+    assert float(quality.gap[1]) > 1e-3
+    assert float(quality.margin[1]) > 1e-5 > float(quality.margin[2])

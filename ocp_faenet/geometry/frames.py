@@ -11,61 +11,87 @@ because signs of sums of eigenvector components depend on the pose.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from ocp_faenet.geometry.segments import segment_mean, segment_sum
-
-
-def centred(points: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
-    """``(N, 3)`` points minus the mean point of their graph."""
-    means = segment_mean(points, batch, num_graphs)
-    result: Tensor = points - means.index_select(0, batch)
-    return result
-
-
-def covariance(points: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
-    """``(B, 3, 3)`` sum of outer products of centred ``points`` ``(N, 3)``, in Å^2."""
-    outer = (points.unsqueeze(-1) * points.unsqueeze(-2)).flatten(-2)
-    return segment_sum(outer, batch, num_graphs).view(num_graphs, 3, 3)
-
-
-#: Eigenvalues closer than this share of the largest count as equal: they single out no axes.
+#: Eigenvalues closer than this share of the largest count as equal. Axes of closer ones would
+#: turn by more than 1e-4 with the rounding of float32 positions, and by 1e-12 in float64.
 EQUAL_EIGENVALUES = 1e-3
 
 
-def principal_axes_3d(cov: Tensor) -> Tensor:
-    """``(B, 3, 3)`` eigenvectors as columns, largest eigenvalue first, determinant +1.
+#: Å: a cloud of less extent has none.
+POINT = 1e-6
 
-    Where eigenvalues are equal the axes are constants: they have no derivative.
+
+class Shape(IntEnum):
+    """Which principal axes a cloud has."""
+
+    DISTINCT = 0
+    ABOUT_FIRST = 1  #: the second and third axis are arbitrary
+    ABOUT_LAST = 2  #: the first and second axis are arbitrary
+    ISOTROPIC = 3  #: all are
+
+
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """Principal axes of ``B`` clouds.
+
+    Attributes:
+        axes: ``(B, 3, 3)``, columns, largest spread first, determinant +1; those that the cloud
+            leaves arbitrary are constants, without derivative.
+        shape: ``(B,)`` int64, `Shape`.
+        gap: ``(B,)`` smallest difference of neighbouring eigenvalues over the largest.
+        spread: ``(B,)`` Å, root of the sum of eigenvalues; 1 for a cloud without extent.
     """
+
+    axes: Tensor
+    shape: Tensor
+    gap: Tensor
+    spread: Tensor
+
+
+def principal_axes_3d(cov: Tensor) -> PrincipalAxes:
+    """Eigenvectors of the second moments ``cov`` ``(B, 3, 3)``, Å^2."""
     values, constant = torch.linalg.eigh(cov.detach())
+    values, constant = values.flip(-1), constant.flip(-1)
+    extended = values.sum(-1) > POINT**2
+    gaps = (values[..., :-1] - values[..., 1:]) / _or_one(values[..., :1], extended.unsqueeze(-1))
+    gaps = gaps * extended.unsqueeze(-1)  # (B, 2)
+    apart = gaps > EQUAL_EIGENVALUES
+    shape = torch.full_like(apart[..., 0], int(Shape.ISOTROPIC), dtype=torch.int64)
+    shape[apart[..., 0]] = int(Shape.ABOUT_FIRST)
+    shape[apart[..., 1]] = int(Shape.ABOUT_LAST)
+    distinct = apart.all(-1)
+    shape[distinct] = int(Shape.DISTINCT)
     vectors = constant
     if cov.requires_grad:
-        gaps = (values[..., 1:] - values[..., :-1]).amin(-1)
-        distinct = gaps > EQUAL_EIGENVALUES * values[..., -1]  # (B,), never for zero covariance
-        distinct = distinct[..., None, None]
         harmless = torch.diag(torch.arange(1, 4).to(cov)).expand_as(cov)
-        _, vectors = torch.linalg.eigh(torch.where(distinct, cov, harmless))
-        vectors = torch.where(distinct, vectors, constant)
-    vectors = vectors.flip(-1)
+        chosen = distinct[..., None, None]
+        _, vectors = torch.linalg.eigh(torch.where(chosen, cov, harmless))
+        vectors = torch.where(chosen, vectors.flip(-1), constant)
     handedness = torch.linalg.det(vectors.detach()).sign()
     last = vectors[..., 2:] * handedness[..., None, None]
-    return torch.cat([vectors[..., :2], last], dim=-1)
+    axes = torch.cat([vectors[..., :2], last], dim=-1)
+    return PrincipalAxes(axes, shape, gaps.amin(-1), _or_one(values.sum(-1), extended).sqrt())
 
 
-def principal_axes_2d(cov: Tensor) -> Tensor:
-    """``(B, 3, 3)`` in-plane principal axes; the third axis stays z, determinant +1.
+def principal_axes_2d(cov: Tensor) -> PrincipalAxes:
+    """Principal axes in the plane; the third axis stays z.
 
     Closed form for the upper 2 x 2 block of ``cov``: the first axis lies at
-    ``atan2(2 c_xy, c_xx - c_yy) / 2`` from x. Where the eigenvalues are equal it is x.
+    ``atan2(2 c_xy, c_xx - c_yy) / 2`` from x.
     """
     a, b = cov[..., 0, 0] - cov[..., 1, 1], 2 * cov[..., 0, 1]
-    spread = (cov[..., 0, 0] + cov[..., 1, 1]).detach()
-    distinct = torch.hypot(a.detach(), b.detach()) > EQUAL_EIGENVALUES * spread
-    a, b = torch.where(distinct, a, 1.0), torch.where(distinct, b, 0.0)
-    angle = 0.5 * torch.atan2(b, a)
+    total = (cov[..., 0, 0] + cov[..., 1, 1]).detach()
+    difference = torch.hypot(a.detach(), b.detach())
+    extended = total > POINT**2
+    gap = extended * difference / _or_one((total + difference) / 2, extended)
+    distinct = gap > EQUAL_EIGENVALUES
+    shape = torch.where(distinct, int(Shape.DISTINCT), int(Shape.ABOUT_LAST))
+    angle = 0.5 * torch.atan2(torch.where(distinct, b, 0.0), torch.where(distinct, a, 1.0))
     c, s = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     rows = [
@@ -73,13 +99,31 @@ def principal_axes_2d(cov: Tensor) -> Tensor:
         torch.stack([s, c, zero], -1),
         torch.stack([zero, zero, one], -1),
     ]
-    return torch.stack(rows, -2)
+    return PrincipalAxes(torch.stack(rows, -2), shape, gap, _or_one(total, extended).sqrt())
 
 
-def third_moments(points: Tensor, axes: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
-    """``(B, 3)`` sums of cubed coordinates of ``points`` ``(N, 3)`` along the axes, in Å^3."""
-    along = torch.einsum("ni,nik->nk", points, axes[batch])
-    return segment_sum(along**3, batch, num_graphs)
+def lone_axis(cov: Tensor, axes: Tensor, about: int) -> Tensor:
+    """Column ``about`` of ``axes`` with its derivative, the only one that is well defined.
+
+    First-order perturbation of the eigenvector ``u``: ``du = sum_k v_k (v_k . dC u) / (l_u - l_k)``
+    over the other two, whose own mixing does not enter. The value is unchanged.
+
+    Args:
+        cov: ``(3, 3)``, with gradient.
+        axes: ``(3, 3)`` its eigenvectors, constants.
+    """
+    u = axes[:, about]
+    constant = cov.detach()
+    level = u @ constant @ u
+    for k in range(3):
+        if k != about:
+            v = axes[:, k]
+            u = u + v * (v @ (cov - constant) @ axes[:, about]) / (level - v @ constant @ v)
+    return u
+
+
+def _or_one(values: Tensor, use: Tensor) -> Tensor:
+    return torch.where(use, values, 1.0)
 
 
 def sign_patterns(planar: bool, proper: bool) -> Tensor:

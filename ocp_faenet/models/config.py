@@ -86,9 +86,11 @@ class FAMethod(str, Enum):
 
 
 class FrameSource(str, Enum):
-    """Points from which principal axes are taken."""
+    """What frames are read from; all but ``positions`` are blind to the periodic image."""
 
     POSITIONS = "positions"
+    EDGES = "edges"
+    LATTICE = "lattice"
 
 
 class Augmentation(str, Enum):

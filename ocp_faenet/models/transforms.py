@@ -90,22 +90,44 @@ def random_order(graph: AtomGraph, generator: torch.Generator | None = None) -> 
     return torch.argsort(key)
 
 
-def alone(graph: AtomGraph, index: int) -> AtomGraph:
-    """Structure ``index`` of the batch by itself."""
-    atoms = (graph.batch == index).nonzero().flatten()
-    first = int(atoms[0]) if len(atoms) else 0
-    edges = graph.batch.index_select(0, graph.edge_index[1]) == index
+def repeated(graph: AtomGraph, rows: Tensor) -> AtomGraph:
+    """Structure ``rows[r]`` of the batch as structure ``r`` of a new one.
+
+    Args:
+        rows: ``(R,)``, any structures in any order.
+    """
+    edge_graph = graph.batch.index_select(0, graph.edge_index[1])
+    size = torch.bincount(graph.batch, minlength=graph.num_graphs)
+    first = size.cumsum(0) - size
+    atoms, batch = _members(size, rows)
+    edges, edge_row = _members(torch.bincount(edge_graph, minlength=graph.num_graphs), rows)
+    new_first = size[rows].cumsum(0) - size[rows]
     return AtomGraph(
         positions=graph.positions[atoms],
         atomic_numbers=graph.atomic_numbers[atoms],
-        batch=torch.zeros_like(atoms),
-        num_graphs=1,
-        edge_index=graph.edge_index[:, edges] - first,
+        batch=batch,
+        num_graphs=len(rows),
+        edge_index=graph.edge_index[:, edges] + (new_first - first[rows])[edge_row],
         edge_vectors=graph.edge_vectors[edges],
-        cell=None if graph.cell is None else graph.cell[index : index + 1],
+        cell=None if graph.cell is None else graph.cell[rows],
         cell_offsets=None if graph.cell_offsets is None else graph.cell_offsets[edges],
         tags=None if graph.tags is None else graph.tags[atoms],
     )
+
+
+def alone(graph: AtomGraph, index: int) -> AtomGraph:
+    """Structure ``index`` of the batch by itself."""
+    return repeated(graph, torch.tensor([index], device=graph.batch.device))
+
+
+def _members(size: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the members of each row's structure, and their row; members are contiguous."""
+    first = size.cumsum(0) - size
+    count = size[rows]
+    row = torch.repeat_interleave(count)
+    start = count.cumsum(0) - count
+    place = torch.arange(len(row), device=row.device) - start[row]
+    return first[rows][row] + place, row
 
 
 def joined(graphs: Sequence[AtomGraph]) -> AtomGraph:
