@@ -183,9 +183,12 @@ def _scatter(out: Tensor, dz: Tensor, rows: Tensor, weights: Tensor, scratch: Te
 
 def _plain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, dense, weight, table, rows, tap_weights, source, target, _ = ctx.saved_tensors
+    # Aliases: x and table may come from one tensor, and partial derivatives are wanted here.
+    x, dense, weight, table = (t.view_as(t) for t in (x, dense, weight, table))
     inputs = (x, dense, weight, table)
     wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
-    out = convolve_plain(*inputs, Taps(rows, tap_weights), source, target, F.silu)
+    taps = Taps(rows, tap_weights)
+    out = convolve_plain(x, dense, weight, table, taps, source, target, F.silu)
     found = torch.autograd.grad(out, [inputs[i] for i in wanted], grad, create_graph=True)
     result: list[Tensor | None] = [None] * 8
     for i, value in zip(wanted, found, strict=True):
