@@ -77,7 +77,7 @@ class EmtPotential:
         ValueError: for an element without EMT parameters.
     """
 
-    def __init__(self, numbers: Ints, cell: Floats, skin: float = 0.6) -> None:
+    def __init__(self, numbers: Ints, cell: Floats, skin: float = 0.9) -> None:
         self.numbers = np.asarray(numbers, dtype=np.int64)
         self.cell = np.asarray(cell, dtype=np.float64).reshape(3, 3)
         self._species = _Species(self.numbers)
@@ -90,9 +90,17 @@ class EmtPotential:
             moved = np.square(positions - self._listed_at).sum(axis=1).max()
             if moved <= (0.5 * self._skin) ** 2:
                 return
-        pairs = _half(periodic_pairs(positions, self.cell, self._reach + self._skin))
-        self._first, self._second = pairs.centre, pairs.neighbour
+        pairs = half_pairs(periodic_pairs(positions, self.cell, self._reach + self._skin))
+        i, j, s = pairs.centre, pairs.neighbour, self._species
+        self._first, self._second, self._both = i, j, np.concatenate([i, j])
         self._shift = pairs.offsets @ self.cell
+        chi = s.n0[j] / s.n0[i]
+        # Decay rates (4, P) in Å⁻¹ and prefactors (4, P) of the four exponentials of a pair:
+        # j's share of sigma1 of i, i's share of j's, and the two terms of the pair energy in eV.
+        self._rates = np.stack([s.eta2[j], s.eta2[i], s.kappa[j] / beta, s.kappa[i] / beta])
+        lengths = np.stack([s.s0[j], s.s0[i], s.s0[j], s.s0[i]]) * beta
+        scales = [chi, 1.0 / chi, chi * s.half_v0_gamma2[i], s.half_v0_gamma2[j] / chi]
+        self._factors = np.stack(scales) * np.exp(self._rates * lengths)
         self._listed_at = positions.copy()
 
     def __call__(self, positions: Floats) -> EmtResult:
@@ -100,34 +108,20 @@ class EmtPotential:
         positions = np.asarray(positions, dtype=np.float64)
         self._update_list(positions)
         vectors = positions[self._second] + self._shift - positions[self._first]  # (P, 3)
-        distances = np.sqrt(np.square(vectors).sum(axis=1))
-        near = distances < self._reach
-        i, j, vectors, r = self._first[near], self._second[near], vectors[near], distances[near]
-        return self._evaluate(i, j, vectors, r)
-
-    def _evaluate(self, i: Ints, j: Ints, vectors: Floats, r: Floats) -> EmtResult:
-        s, n_atoms = self._species, len(self.numbers)
-        weight = 1.0 / (1.0 + np.exp(self._slope * (r - self._middle)))
-        log_slope = self._slope * (weight - 1.0)  # w'/w
-        chi = s.n0[j] / s.n0[i]
-        to_i = np.exp(-s.eta2[j] * (r - beta * s.s0[j])) * chi * weight  # j's share of sigma1 of i
-        to_j = np.exp(-s.eta2[i] * (r - beta * s.s0[i])) / chi * weight
-        sigma1 = np.bincount(i, to_i, n_atoms) + np.bincount(j, to_j, n_atoms)
+        r = np.sqrt(np.square(vectors).sum(axis=1))
+        n_atoms, n_pairs = len(self.numbers), len(r)
+        weight = np.where(r < self._reach, 1.0 / (1.0 + np.exp(self._slope * (r - self._middle))), 0)
+        terms = self._factors * np.exp(-self._rates * r) * weight  # (4, P)
+        sigma1 = np.bincount(self._both, terms[:2].ravel(), n_atoms)
         energies, slopes = self._embedding(sigma1)
-        pair_i = np.exp(-s.kappa[j] * (r / beta - s.s0[j])) * chi * weight * s.half_v0_gamma2[i]
-        pair_j = np.exp(-s.kappa[i] * (r / beta - s.s0[i])) / chi * weight * s.half_v0_gamma2[j]
-        gradient = (  # dE/dr of every pair
-            slopes[i] * to_i * (log_slope - s.eta2[j])
-            + slopes[j] * to_j * (log_slope - s.eta2[i])
-            + pair_i * (log_slope - s.kappa[j] / beta)
-            + pair_j * (log_slope - s.kappa[i] / beta)
-        )
-        pull = (gradient / r)[:, None] * vectors  # force on i
+        energy = energies.sum() + terms[2:].sum() - self._species.e0.sum()
+        by_distance = terms * (self._slope * (weight - 1.0) - self._rates)  # d(term)/dr
+        by_distance[:2] *= slopes[self._both].reshape(2, n_pairs)
+        pull = (by_distance.sum(axis=0) / r)[:, None] * vectors  # force on the first atom
+        both = np.concatenate([pull, -pull])
         forces = np.empty((n_atoms, 3))
         for axis in range(3):
-            forces[:, axis] = np.bincount(i, pull[:, axis], n_atoms)
-            forces[:, axis] -= np.bincount(j, pull[:, axis], n_atoms)
-        energy = energies.sum() + (pair_i + pair_j).sum() - s.e0.sum()
+            forces[:, axis] = np.bincount(self._both, both[:, axis], n_atoms)
         return EmtResult(float(energy), forces)
 
     def _embedding(self, sigma1: Floats) -> tuple[Floats, Floats]:
@@ -145,7 +139,7 @@ class EmtPotential:
         return np.where(lone, 0.0, energies), np.where(lone, 0.0, slopes)
 
 
-def _half(pairs: PairList) -> PairList:
+def half_pairs(pairs: PairList) -> PairList:
     """Every unordered pair once: smaller index first, self-images by a positive first offset."""
     o = pairs.offsets
     positive = (o[:, 0] > 0) | ((o[:, 0] == 0) & ((o[:, 1] > 0) | ((o[:, 1] == 0) & (o[:, 2] > 0))))

@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,10 @@ def _run(jobs: list[Job], cache: Path, workers: int, progress: Progress) -> None
             progress(_run_to_file(job, cache))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with (
+        _one_thread(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool,
+    ):
         futures = [pool.submit(_run_to_file, job, cache) for job in missing]
         try:
             for future in as_completed(futures):
@@ -110,9 +115,32 @@ def _run(jobs: list[Job], cache: Path, workers: int, progress: Progress) -> None
             raise
 
 
-def _one_thread() -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started within use one thread each."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_to_file(job: Job, cache: Path) -> int:

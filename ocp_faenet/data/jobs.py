@@ -31,6 +31,7 @@ from ocp_faenet.data.systems import Split
 _SPLITS = tuple(Split)
 _DENSE_STREAM = 1000
 _PLACEMENTS = 25  # tried on a system before another is drawn
+_DENSE_VALID = (Outcome.VALID, Outcome.MIGRATED)
 _SID_BLOCK = 10_000_000
 CHUNK = 8  # records of one job
 
@@ -198,7 +199,7 @@ def _dense_job(job: Job) -> Result:
             draw = heuristic_placement if heuristic else random_placement
             config = f"heur{k}" if heuristic else f"rand{k - job.count // 2}"
             placements.append((config, relax_placement(system, draw(rng, system))))
-        valid = [r for _, r in placements if r.outcome is Outcome.VALID]
+        valid = [r for _, r in placements if r.outcome in _DENSE_VALID]
         if len(valid) >= max(3, job.count // 4):
             return _dense_result(job, kind, placements)
 
@@ -207,7 +208,7 @@ def _dense_result(job: Job, kind: int, placements: list[tuple[str, Relaxed]]) ->
     outcomes = Counter(r.outcome.value for _, r in placements)
     first = placements[0][1]
     system_id = f"{kind}_{job.start}"
-    targets = [(c, r.y_relaxed) for c, r in placements if r.outcome is Outcome.VALID]
+    targets = [(c, r.y_relaxed) for c, r in placements if r.outcome in _DENSE_VALID]
     system = {
         "system_id": system_id,
         "targets": targets,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from ocp_faenet.data.emt import EmtResult
 from ocp_faenet.data.pairs import Floats
 
-_MEMORY = 40
 _CURVATURE = 40.0  # eV/Å², inverse of the first step's scale
 _MAX_STEP = 0.15  # Å, longest move of one atom in one step
 
@@ -37,8 +35,9 @@ def relax(
     *,
     fmax: float,
     max_steps: int,
+    hopeless: Callable[[Floats], bool] = lambda positions: False,
 ) -> Relaxation:
-    """Limited-memory BFGS with a trust radius, without line search (as ASE's LBFGS works).
+    """BFGS with a limited step, without line search (as ASE's optimisers work).
 
     Deterministic: the same input gives the same frames.
 
@@ -48,24 +47,22 @@ def relax(
         free: (N,) atoms that may move.
         fmax: stop when no free atom feels more than this, in eV/Å.
         max_steps: give up after as many moves.
+        hopeless: give up as soon as this holds of the positions (N, 3).
     """
     positions = start.copy()
     frames = [positions.copy()]
-    history: deque[tuple[Floats, Floats, float]] = deque(maxlen=_MEMORY)
+    inverse = np.eye(3 * int(free.sum())) / _CURVATURE
     gradient = -potential(positions).forces[free].ravel()
     while not _below(gradient, fmax):
-        if len(frames) > max_steps:
+        if len(frames) > max_steps or hopeless(positions):
             return Relaxation(False, np.stack(frames))
-        move = _two_loop(gradient, history).reshape(-1, 3)
+        move = -(inverse @ gradient).reshape(-1, 3)
         longest = float(np.sqrt(np.square(move).sum(axis=1).max()))
         move *= min(1.0, _MAX_STEP / longest)
         positions[free] += move
         frames.append(positions.copy())
         new_gradient = -potential(positions).forces[free].ravel()
-        change, step = new_gradient - gradient, move.ravel()
-        curvature = float((change * step).sum())
-        if curvature > 1e-10:
-            history.append((step, change, 1.0 / curvature))
+        _update(inverse, move.ravel(), new_gradient - gradient)
         gradient = new_gradient
     return Relaxation(True, np.stack(frames))
 
@@ -74,15 +71,15 @@ def _below(gradient: Floats, fmax: float) -> bool:
     return bool(np.square(gradient.reshape(-1, 3)).sum(axis=1).max() < fmax * fmax)
 
 
-def _two_loop(gradient: Floats, history: deque[tuple[Floats, Floats, float]]) -> Floats:
-    """Quasi-Newton step (Nocedal and Wright, Numerical Optimization, algorithm 7.4)."""
-    q = gradient.copy()
-    weights = []
-    for step, change, rho in reversed(history):
-        alpha = rho * float((step * q).sum())
-        q -= alpha * change
-        weights.append(alpha)
-    q /= _CURVATURE
-    for (step, change, rho), alpha in zip(history, reversed(weights), strict=True):
-        q += step * (alpha - rho * float((change * q).sum()))
-    return -q
+def _update(inverse: Floats, step: Floats, change: Floats) -> None:
+    """BFGS update of the inverse Hessian, in place (Nocedal and Wright, eq. 6.17).
+
+    Skipped where the curvature along the step is not positive.
+    """
+    curvature = float((step * change).sum())
+    if curvature < 1e-10:
+        return
+    turned = inverse @ change
+    scale = (1.0 + float((change * turned).sum()) / curvature) / curvature
+    cross = np.outer(turned, step) / curvature
+    inverse += scale * np.outer(step, step) - cross - cross.T

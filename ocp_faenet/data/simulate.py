@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from ocp_faenet.data.anomalies import Outcome, classify
+from ocp_faenet.data.anomalies import Outcome, classify, is_whole
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.pairs import Floats, Ints
 from ocp_faenet.data.reference import gas_molecule, gas_reference
@@ -32,6 +32,7 @@ from ocp_faenet.data.systems import (
 
 FMAX = 0.03  # eV/Å
 MAX_STEPS = 200
+_APART = 1.0  # Å beyond the covalent radii: such a molecule is not followed any further
 _JITTER = 0.1  # Å, spread of the adsorbate around a site
 _TILT_MIN = 0.0
 _TILT = 20.0
@@ -99,8 +100,9 @@ def heuristic_placement(rng: np.random.Generator, system: System) -> Floats:
     kinds = heuristic_sites(slab)
     sites = kinds[int(rng.integers(len(kinds)))]
     site = sites[int(rng.integers(len(sites)))] + rng.normal(0.0, _JITTER, size=2)
-    angles = [rng.uniform(0.0, 360.0), rng.uniform(*system.adsorbate.tilts), rng.uniform(0.0, 360.0)]
-    turn = Rotation.from_euler("zxz", angles, degrees=True)
+    spin, azimuth = rng.uniform(0.0, 360.0, size=2)
+    tilt = rng.uniform(*system.adsorbate.tilts)
+    turn = Rotation.from_euler("zxz", [spin, tilt, azimuth], degrees=True)
     geometry = turn.apply(gas_molecule(system.adsorbate)[1])
     return place_adsorbate(slab, relaxed, geometry, site)
 
@@ -121,14 +123,21 @@ def relax_placement(system: System, placed: Floats) -> Relaxed:
     tags = np.concatenate([slab.tags, np.full(len(placed), 2)])
     potential = EmtPotential(numbers, slab.cell)
     start = round32(np.concatenate([clean, placed]))
-    result = relax(potential, start, tags > 0, fmax=FMAX, max_steps=MAX_STEPS)
+    result = relax(
+        potential,
+        start,
+        tags > 0,
+        fmax=FMAX,
+        max_steps=MAX_STEPS,
+        hopeless=lambda now: not is_whole(numbers[tags == 2], now[tags == 2], _APART),
+    )
     frames = result.frames
     frames[-1] = round32(frames[-1])
     reference = slab_energy + gas_reference(system.adsorbate)
     first = potential(start)
-    outcome = Outcome.UNCONVERGED
-    if result.converged:
-        outcome = classify(numbers, tags, slab.cell, frames[-1], clean)
+    outcome = classify(numbers, tags, slab.cell, start, frames[-1], clean)
+    if not result.converged and outcome is not Outcome.DISSOCIATED:
+        outcome = Outcome.UNCONVERGED
     return Relaxed(
         system=system,
         outcome=outcome,

@@ -48,7 +48,7 @@ class Adsorbate:
     name: str
     numbers: tuple[int, ...]
     offsets: tuple[tuple[float, float, float], ...]
-    tilts: tuple[float, float] = (0.0, 15.0)
+    tilts: tuple[float, float] = (0.0, 30.0)
 
     @property
     def positions(self) -> Floats:
@@ -88,7 +88,7 @@ _Z = {"H": 1, "C": 6, "N": 7, "O": 8}
 def _rod(name: str, bond: float) -> Adsorbate:
     """Atoms of single-letter symbols in a row, the first one lowest."""
     numbers = tuple(_Z[s] for s in name)
-    tilts = (0.0, 15.0) if "H" in name else (30.0, 55.0)
+    tilts = (0.0, 10.0) if "H" in name else (25.0, 45.0)
     offsets = tuple((0.0, 0.0, bond * k) for k in range(len(numbers)))
     return Adsorbate(name, numbers, offsets, tilts)
 
@@ -113,7 +113,7 @@ HELD_OUT_ADSORBATES = (
     _rod("NH", 1.06),
     _rod("NN", 1.00),
     _rod("CC", 1.10),
-    Adsorbate("NH2", (7, 1, 1), _BENT),
+    _rod("CCH", 1.10),
 )
 
 
