@@ -46,28 +46,38 @@ def tied_frames(cloud: Cloud, candidates: Tensor, spread: float) -> Tensor:
     Args:
         cloud: of a single structure.
         candidates: ``(C, 3, 3)``, columns are axes; carries gradients.
-        spread: Å, the length unit of moments.
+        spread: Å, the length unit of waves.
 
     Returns:
         ``(T, 3, 3)`` with ``1 <= T <= C``, in the order of ``candidates``.
     """
-    moments = _moments(cloud, candidates.detach(), spread)  # (C, K)
-    kept = torch.ones(len(candidates), dtype=torch.bool, device=candidates.device)
-    for column in moments.unbind(-1):
-        best = column[kept].max()
-        kept &= column >= best - TIE
+    kept = torch.arange(len(candidates), device=candidates.device)
+    for moments in (_third_moments, _wave_moments):
+        if len(kept) == 1:
+            break
+        values = moments(cloud, candidates[kept].detach(), spread)  # (C', K)
+        tied = torch.ones_like(kept, dtype=torch.bool)
+        for column in values.unbind(-1):
+            tied &= column >= column[tied].max() - TIE
+        kept = kept[tied]
     return candidates[kept]
 
 
 @torch.no_grad()
-def _moments(cloud: Cloud, candidates: Tensor, spread: float) -> Tensor:
-    """``(C, K)``: third moments along the axes, then cosines, all per unit of even weight."""
+def _third_moments(cloud: Cloud, candidates: Tensor, spread: float) -> Tensor:
+    """``(C, 3)`` along each axis, in units of the largest they could be."""
+    along = torch.einsum("pi,cik->cpk", cloud.vectors, candidates)
+    unit = cloud.cubed_unit().sum()
+    return torch.einsum("p,cpk->ck", cloud.odd, along**3) / (unit if unit > 0 else 1.0)
+
+
+@torch.no_grad()
+def _wave_moments(cloud: Cloud, candidates: Tensor, spread: float) -> Tensor:
+    """``(C, 6)`` means of cosines, in [-1, 1]."""
     along = torch.einsum("pi,cik->cpk", cloud.vectors, candidates) / spread
-    third = torch.einsum("p,cpk->ck", cloud.odd, along**3)
     waves = (along @ _WAVES.to(along).T + _PHASES.to(along)).cos()  # (C, P, 6)
-    total = float(cloud.even.sum())
-    cosines = torch.einsum("p,cpk->ck", cloud.mark, waves)
-    return torch.cat([third, cosines], dim=-1) / (total if total > 0 else 1.0)
+    unit = cloud.mark.sum()
+    return torch.einsum("p,cpk->ck", cloud.mark, waves) / (unit if unit > 0 else 1.0)
 
 
 def axial_candidates(

@@ -15,9 +15,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ocp_faenet.geometry.frames import POINT
 from ocp_faenet.geometry.lattice import reduced_cells
 from ocp_faenet.geometry.segments import segment_count, segment_mean, segment_sum
 
+#: Å: frames look at edges up to here, which is past second neighbours in metals. Farther ones
+#: add little but the symmetry of the bulk.
+FRAME_RADIUS = 4.0
+#: Differences of content that weigh little against typical ones (0.1 to 1): where all atoms are
+#: alike the axes are then those of a perfect crystal, not of rounding errors.
+_LEAST_DIFFERENCE = 0.03
 #: Atomic numbers are divided by this where they weigh moments.
 _NUMBER_SCALE = 100.0
 
@@ -31,7 +38,8 @@ class Cloud:
         even: ``(P,)`` weights of second moments, not negative.
         odd: ``(P,)`` weights of third moments. Where the cloud holds ``-v`` with every ``v``
             they differ between the two.
-        mark: ``(P,)`` weights that tell vectors of different species apart.
+        bound: ``(P,)`` positive, at least ``|odd|``: the unit of third moments.
+        mark: ``(P,)`` positive weights that tell vectors of different species apart.
         segment: ``(P,)`` structure of each vector, ascending.
         num_graphs: ``B``.
     """
@@ -39,29 +47,33 @@ class Cloud:
     vectors: Tensor
     even: Tensor
     odd: Tensor
+    bound: Tensor
     mark: Tensor
     segment: Tensor
     num_graphs: int
 
-    def total(self) -> Tensor:
-        """``(B,)`` sum of the even weights."""
-        return self._sum(self.even.unsqueeze(-1)).squeeze(-1)
-
     def second_moments(self) -> Tensor:
         """``(B, 3, 3)`` mean of ``v v^T``, Å^2; zero for an empty cloud."""
         outer = (self.vectors.unsqueeze(-1) * self.vectors.unsqueeze(-2)).flatten(-2)
-        sums = self._sum(outer * self.even.unsqueeze(-1))
-        return (sums / _positive(self.total()).unsqueeze(-1)).view(-1, 3, 3)
+        weighted = torch.cat([outer, torch.ones_like(outer[:, :1])], dim=-1)
+        sums = self._sum(weighted * self.even.unsqueeze(-1))  # (B, 10)
+        return (sums[:, :9] / _or_one(sums[:, 9:])).view(-1, 3, 3)
 
+    @torch.no_grad()
     def third_moments(self, axes: Tensor) -> Tensor:
-        """``(B, 3)`` means of cubed coordinates along the columns of ``axes`` ``(B, 3, 3)``, Å^3.
+        """``(B, 3)`` sums of cubed coordinates along the columns of ``axes`` ``(B, 3, 3)``.
 
-        Without derivative: signs have none.
+        Over the sum of cubed lengths, hence in [-1, 1]. Without derivative: signs have none.
         """
-        with torch.no_grad():
-            along = torch.einsum("pi,pik->pk", self.vectors, axes.index_select(0, self.segment))
-            sums = self._sum(along**3 * self.odd.unsqueeze(-1))
-            return sums / _positive(self.total()).unsqueeze(-1)
+        along = torch.einsum("pi,pik->pk", self.vectors, axes.index_select(0, self.segment))
+        cubes = torch.cat([along**3 * self.odd.unsqueeze(-1), self.cubed_unit()], dim=-1)
+        sums = self._sum(cubes)  # (B, 4)
+        return sums[:, :3] / _or_one(sums[:, 3:])
+
+    def cubed_unit(self) -> Tensor:
+        """``(P, 1)`` what a vector adds to the unit of third moments; `POINT` is its least."""
+        lengths = self.vectors.norm(dim=-1).clamp(min=POINT)
+        return (self.bound * lengths**3).unsqueeze(-1)
 
     def one(self, start: int, stop: int) -> Cloud:
         """The vectors of one structure, ``start`` to ``stop``, as a cloud of their own."""
@@ -71,6 +83,7 @@ class Cloud:
             vectors=self.vectors[part],
             even=self.even[part],
             odd=self.odd[part],
+            bound=self.bound[part],
             mark=self.mark[part],
             segment=torch.zeros_like(self.segment[part]),
             num_graphs=1,
@@ -99,10 +112,10 @@ def position_cloud(
     vectors = x - segment_mean(x, batch, num_graphs).index_select(0, batch)
     ones = torch.ones_like(vectors[:, 0])
     mark = atomic_numbers.to(x.dtype) / _NUMBER_SCALE
-    return Cloud(vectors, ones, ones, mark, batch, num_graphs)
+    return Cloud(vectors, ones, ones, ones, mark, batch, num_graphs)
 
 
-def _positive(values: Tensor) -> Tensor:
+def _or_one(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 1.0)
 
 
@@ -120,29 +133,37 @@ def edge_cloud(
     num_graphs: int,
     cutoff: float,
 ) -> Cloud:
-    """Edge vectors, fading out towards the cutoff. The same for every periodic image.
+    """Short edge vectors, those between unlike atoms weighing most. Blind to the periodic image.
 
-    An edge and its reverse cancel in odd moments, so these weigh an edge by how its two ends
-    differ: each atom carries its atomic number and those of its neighbours, enveloped, and an
-    edge the difference of source and target.
+    Each atom carries what is around it: its atomic number and, enveloped, those of its
+    neighbours. An edge weighs by the difference ``D`` of its ends: ``D^2 / d^2`` in second
+    moments, so that the bulk, where all is alike, leaves the axes to the adsorbate and the
+    surface; and ``D`` itself in odd moments, where an edge and its reverse would cancel.
 
     Args:
         edge_vectors: ``(E, 3)``, Å, sorted by structure.
         edge_index: ``(2, E)``, source above target.
         atomic_numbers: ``(N,)``.
         batch: ``(N,)``.
-        cutoff: Å.
+        cutoff: Å, of the graph; edges count up to it or to `FRAME_RADIUS`.
     """
-    source, target = edge_index
-    vectors = edge_vectors.to(torch.float64)
-    even = envelope(vectors.norm(dim=-1), cutoff)
+    radius = min(cutoff, FRAME_RADIUS)
+    near = (edge_vectors.detach().square().sum(-1) < radius**2).nonzero().flatten()
+    source, target = edge_index.index_select(1, near)
+    vectors = edge_vectors.index_select(0, near).to(torch.float64)
+    squared = vectors.square().sum(-1)
+    faded = envelope(squared.sqrt(), radius)
+    number = atomic_numbers.to(vectors.dtype) / _NUMBER_SCALE
+    around = segment_sum((faded * number[source]).unsqueeze(-1), target, len(number))
+    content = number + around.squeeze(-1)  # (N,)
+    difference = content[source] - content[target]
+    even = faded * (difference.square() + _LEAST_DIFFERENCE**2) / squared
     with torch.no_grad():
-        number = atomic_numbers.to(vectors.dtype) / _NUMBER_SCALE
-        around = segment_sum((even * number[source]).unsqueeze(-1), target, len(number))
-        content = number + around.squeeze(-1)
-        odd = even * (content[source] - content[target])
-        mark = even * (number[source] + 0.5 * number[target]) + odd
-    return Cloud(vectors, even, odd, mark, batch.index_select(0, target), num_graphs)
+        odd = faded * difference
+        bound = odd.abs() + _LEAST_DIFFERENCE * faded
+        mark = faded * (content[source] + 0.3 * content[target])
+    segment = batch.index_select(0, target)
+    return Cloud(vectors, even, odd, bound, mark, segment, num_graphs)
 
 
 def lattice_cloud(cell: Tensor, *, in_plane: bool) -> Cloud:
@@ -168,4 +189,5 @@ def lattice_cloud(cell: Tensor, *, in_plane: bool) -> Cloud:
     even = torch.where(usable, envelope(lengths / shortest, 2.0), 0.0)
     segment = torch.arange(len(cell), device=cell.device).repeat_interleave(len(counts))
     even = even.flatten()
-    return Cloud(vectors.flatten(0, 1), even, torch.zeros_like(even), even, segment, len(cell))
+    none = torch.zeros_like(even)
+    return Cloud(vectors.flatten(0, 1), even, none, even, even, segment, len(cell))

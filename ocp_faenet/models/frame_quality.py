@@ -19,7 +19,7 @@ class FrameQuality:
 
     Attributes:
         gap: ``(B,)`` smallest difference of neighbouring eigenvalues over the largest.
-        margin: ``(B,)`` smallest third moment that decides a sign, in units of spread cubed.
+        margin: ``(B,)`` smallest third moment that decides a sign, 1 at most.
         equal_eigenvalues: ``(B,)`` bool: the axes are not determined by second moments.
         ambiguous_sign: ``(B,)`` bool: axes are, but third moments leave a sign open.
         frames: ``(B,)`` int64: frames that `det` averages over, 1 where higher moments decide.
@@ -46,7 +46,7 @@ def frame_quality(graph: AtomGraph, config: FAENetConfig) -> FrameQuality:
     method = config.fa_method or FAMethod.STOCHASTIC
     provider = DeterministicFrame(config, proper=method.value.startswith("se3"), exact=True)
     clouds, principal = provider.look(graph)
-    margin = provider.margins(clouds, principal)
+    margin = provider.margins(clouds.signs.third_moments(principal.axes))
     _, ambiguous = provider.usual(clouds, principal, None)
     equal = principal.shape != Shape.DISTINCT
     sets = provider.ambiguous_sets(clouds, principal, ambiguous | equal)

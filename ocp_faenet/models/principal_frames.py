@@ -170,21 +170,16 @@ class DeterministicFrame(PrincipalFrames):
         """Signs ``(B, 1, 3)`` by third moments; ambiguous where one that decides vanishes."""
         moments = clouds.signs.third_moments(principal.axes)
         signs = third_moment_signs(moments, self.planar, self.proper)
-        return signs.unsqueeze(1), self._margins(moments, clouds, principal) <= TIE
+        return signs.unsqueeze(1), self.margins(moments) <= TIE
 
-    def margins(self, clouds: FrameClouds, principal: PrincipalAxes) -> Tensor:
-        """``(B,)`` smallest third moment that decides a sign, in units of spread cubed."""
-        return self._margins(clouds.signs.third_moments(principal.axes), clouds, principal)
-
-    def _margins(self, moments: Tensor, clouds: FrameClouds, principal: PrincipalAxes) -> Tensor:
+    def margins(self, moments: Tensor) -> Tensor:
+        """``(B,)`` smallest of the third moments ``(B, 3)`` that decide a sign."""
         deciding = (2 if self.planar else 3) - (1 if self.proper else 0)
-        spread = sign_spread(clouds, principal)
-        margins: Tensor = moments[:, :deciding].abs().amin(-1) / spread**3
-        return margins
+        return moments[:, :deciding].abs().amin(-1)
 
 
 def sign_spread(clouds: FrameClouds, principal: PrincipalAxes) -> Tensor:
-    """``(B,)`` Å, the length unit of moments: the axes' spread, or the other cloud's own."""
+    """``(B,)`` Å, the length unit of waves: the axes' spread, or the other cloud's own."""
     if clouds.signs is clouds.axes:
         return principal.spread
     with torch.no_grad():
