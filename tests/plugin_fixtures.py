@@ -162,7 +162,7 @@ def fairchem(
     command += ["--config-yml", str(config_yml), "--run-dir", str(folder)]
     command += ["--timestamp-id", name, "--print-every", "1", *args]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=one_thread(), timeout=300
+        command, capture_output=True, text=True, cwd=folder, env=one_thread(), timeout=550
     )
 
 

@@ -390,7 +390,8 @@ class TestTrainer:
         """A trainer on a small data set."""
         if not (folder / "train").exists():
             fx.write_splits(folder, train=3, test=2)
-        config = fx.run_config(folder, {"name": "ocp_faenet.FAENet", **FRAMED}, **sections)
+        model = sections.pop("model", {"name": "ocp_faenet.FAENet", **FRAMED})
+        config = fx.run_config(folder, model, **sections)
         config["outputs"].pop("forces")
         keys = ("outputs", "dataset", "evaluation_metrics", "model")
         return ocp_faenet.FAENetTrainer(
@@ -415,6 +416,25 @@ class TestTrainer:
         with pytest.raises(KeyboardInterrupt):
             trainer.save()
         assert path.read_bytes() == good
+
+    def test_a_checkpoint_names_its_model_so_that_any_process_finds_it(
+        self, tmp_path: Path
+    ) -> None:
+        heads = {"energy": {"module": "faenet_energy_head"}}
+        hydra = {"backbone": {"model": "faenet_backbone", **FRAMED}, "heads": heads}
+        for model, expected in (
+            ({"name": "faenet", **FRAMED}, {"ocp_faenet.FAENet"}),
+            (
+                {"name": "hydra", **hydra, "pass_through_head_outputs": True},
+                {"hydra", "ocp_faenet.FAENetBackbone", "ocp_faenet.FAENetEnergyHead"},
+            ),
+        ):
+            trainer = self.build(tmp_path, model=model)
+            saved = torch.load(trainer.save(), weights_only=False)["config"]["model"]
+            backbone = saved.get("backbone", {}).get("model")
+            head = saved.get("heads", {}).get("energy", {}).get("module")
+            assert {saved["name"], backbone, head} - {None} == expected
+            assert saved.get("cutoff", fx.CUTOFF) == fx.CUTOFF
 
     def test_run_ids_are_unique(self) -> None:
         cpu = torch.device("cpu")

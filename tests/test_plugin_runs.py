@@ -139,7 +139,7 @@ def test_calculator_in_a_process_without_the_plugin_gives_the_trainers_predictio
     command = [sys.executable, "-c", CALCULATOR, str(best), str(src), str(tmp_path / "calc.npz")]
     succeed(
         subprocess.run(
-            command, capture_output=True, text=True, env=fx.one_thread(), cwd=tmp_path, timeout=300
+            command, capture_output=True, text=True, env=fx.one_thread(), cwd=tmp_path, timeout=550
         )
     )
     expected = predictions(trained, "predict")

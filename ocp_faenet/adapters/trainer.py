@@ -15,16 +15,38 @@ from fairchem.core.trainers import OCPTrainer
 
 from ocp_faenet.adapters.preflight import check_run_config
 
+#: Short names of our models and what stands for them in any process.
+DOTTED = {
+    "faenet": "ocp_faenet.FAENet",
+    "faenet_backbone": "ocp_faenet.FAENetBackbone",
+    "faenet_energy_head": "ocp_faenet.FAENetEnergyHead",
+    "faenet_force_head": "ocp_faenet.FAENetForceHead",
+}
+
+
+def dotted_names(section: Any) -> Any:
+    """A model configuration with `DOTTED` names under ``name``, ``model`` and ``module``."""
+    if not isinstance(section, dict):
+        return section
+    return {
+        key: DOTTED.get(value, value)
+        if key in ("name", "model", "module") and isinstance(value, str)
+        else dotted_names(value)
+        for key, value in section.items()
+    }
+
 
 @registry.register_trainer("faenet")
 class FAENetTrainer(OCPTrainer):
-    """`OCPTrainer` with three additions.
+    """`OCPTrainer` with four additions.
 
     1. The configuration and the data files are checked before anything is built.
     2. A checkpoint is written beside the old one and then put in its place, so that a run
        killed in the middle of writing leaves the last good checkpoint.
     3. Run ids are unique; the stock ones are 128 seconds coarse, and a second run within that
        time silently resumes the first. ``--timestamp-id`` still decides where it is given.
+    4. Short names of our models are stored as dotted ones, so that a checkpoint opens in a
+       process that has never imported this package (`OCPCalculator`).
 
     Checkpoints open in the stock trainer and the other way round.
     """
@@ -40,6 +62,7 @@ class FAENetTrainer(OCPTrainer):
             splits["relax"] = "relax_dataset"
             dataset = {split: self.config[section] for split, section in splits.items()}
             check_run_config({**self.config, "dataset": dataset})
+        self.config["model"] = dotted_names(self.config["model"])
         super().load(inference_only)
 
     def load_datasets(self) -> None:
