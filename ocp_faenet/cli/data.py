@@ -29,7 +29,7 @@ def emt(out: Path, preset: str, seed: int, workers: int) -> None:
     total = sum(job.count for job in plan(PRESETS[preset], seed))
     with tqdm(total=total, desc=f"EMT {preset}", unit="relax", smoothing=0.05) as bar:
         try:
-            manifest = generate(out, preset, seed, workers=workers, progress=bar.update)
+            manifest = generate(out, PRESETS[preset], seed, workers=workers, progress=bar.update)
         except OutputError as error:
             raise BadInputError(str(error)) from error
     for name, count in manifest["counts"].items():

@@ -29,6 +29,7 @@ class Outcome(str, Enum):
 
     VALID = "valid"
     MIGRATED = "migrated"
+    CROWDED = "crowded"
     UNCONVERGED = "unconverged"
     DISSOCIATED = "dissociated"
     DESORBED = "desorbed"

@@ -1,60 +1,104 @@
-"""The dense set, in the file formats of OC20-Dense (Lan et al. 2023).
+"""The dense set: many placements of one adsorbate on one surface, in OC20-Dense's formats.
 
-`data.lmdb` holds every placement, without energies, as OC20-Dense has it; `oc20dense_targets.pkl`
-names those whose relaxation is valid.
+After Lan et al., npj Comput. Mater. 9, 172 (2023). Half of the placements are heuristic (`heur0`,
+`heur1`, ...), half are random in place and orientation (`rand0`, ...).
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
-from ocp_faenet.data.jobs import Result
-from ocp_faenet.data.records import Arrays
+import numpy as np
+
+from ocp_faenet.data.anomalies import Outcome
+from ocp_faenet.data.jobs import SPLITS, Job, Result, site_of, structure
+from ocp_faenet.data.simulate import (
+    Relaxed,
+    draw_adsorbate,
+    draw_system,
+    heuristic_placement,
+    random_placement,
+    relax_placement,
+)
+
+_TARGETS = (Outcome.VALID, Outcome.MIGRATED)
+_SID_BLOCK = 10_000_000
+
+Placements = list[tuple[str, Relaxed]]
 
 
-def write_dense(
-    folder: Path,
-    systems: list[Result],
-    write_records: Callable[[Path, Iterator[Arrays]], int],
-) -> int:
-    """Write `data.lmdb`, `metadata.npz` and the five pickles.
+def run_dense_job(job: Job) -> Result:
+    """Relax every placement of one system; systems with hardly a valid one are drawn anew."""
+    rng = job.generator(job.start)
+    n_heuristic = job.count // 2
+    while True:
+        system = draw_system(rng, job.split, draw_adsorbate(rng, job.split))
+        placements = []
+        for k in range(job.count):
+            if k < n_heuristic:
+                config, placed = f"heur{k}", heuristic_placement(rng, system)
+            else:
+                config, placed = f"rand{k - n_heuristic}", random_placement(rng, system)
+            placements.append((config, relax_placement(system, placed)))
+        if len(_targets(placements)) >= max(3, job.count // 4):
+            return _result(job, placements)
 
-    Returns:
-        The number of placements.
-    """
-    count = write_records(folder, (record for result in systems for record in result.is2re))
-    for name, content in dense_tables(systems).items():
-        path = folder / f"oc20dense_{name}.pkl"
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(pickle.dumps(content, protocol=4))
-        os.replace(temporary, path)
-    return count
+
+def _targets(placements: Placements) -> list[tuple[str, float]]:
+    return [(config, r.y_relaxed) for config, r in placements if r.outcome in _TARGETS]
+
+
+def _result(job: Job, placements: Placements) -> Result:
+    first = placements[0][1]
+    kind = SPLITS.index(job.split)
+    system: dict[str, Any] = {
+        "system_id": f"{kind}_{job.start}",
+        "targets": _targets(placements),
+        "ref_energy": first.reference,
+        "tags": first.tags.astype(np.int64),
+        "compute": {c: {"ionic": r.steps + 1, "scf": r.steps + 1} for c, r in placements},
+    }
+    outcomes = Counter(r.outcome.value for _, r in placements)
+    result = Result([], [], [], outcomes, system)
+    for k, (config, relaxed) in enumerate(placements):
+        sid = (10 + kind) * _SID_BLOCK + job.start * 1000 + k
+        result.is2re.append(structure(relaxed, relaxed.frames[0], sid))
+        result.mapping.append(_mapping(system["system_id"], config, relaxed))
+    return result
+
+
+def _mapping(system_id: str, config: str, relaxed: Relaxed) -> dict[str, Any]:
+    surface = relaxed.system.surface
+    return {
+        "system_id": system_id,
+        "config_id": config,
+        "mpid": surface.catalyst.bulk_id,
+        "miller_idx": surface.termination.miller,
+        "shift": 0.0,
+        "top": True,
+        "adsorbate": f"*{relaxed.system.adsorbate.name}",
+        "adsorption_site": site_of(relaxed),
+    }
 
 
 def dense_tables(systems: list[Result]) -> dict[str, dict[Any, Any]]:
-    """OC20-Dense's dictionaries.
+    """OC20-Dense's dictionaries, by the middle part of their file names.
 
-    mapping: sid to system_id, config_id, mpid, miller_idx, shift, top, adsorbate, adsorption_site;
-    targets: system_id to [(config_id, adsorption energy in eV), ...] of the valid placements;
-    ref_energies: system_id to the energy of relaxed clean slab and gas reference, in eV;
-    tags: system_id to (N,); compute: system_id to config_id to steps, `ionic` and `scf` (EMT has
-    no self-consistency: one each).
+    `mapping`: sid to `system_id`, `config_id`, `mpid`, `miller_idx`, `shift`, `top`, `adsorbate`,
+    `adsorption_site`; `targets`: system_id to [(config_id, adsorption energy in eV), ...] of the
+    placements whose relaxation is valid; `ref_energies`: system_id to the energy of relaxed clean
+    slab and gas reference in eV; `tags`: system_id to (N,); `compute`: system_id to config_id to
+    its number of steps, `ionic` and `scf` (EMT has no self-consistency: one for each).
     """
-    mapping = {
-        record["sid"]: entry
-        for result in systems
-        for record, entry in zip(result.is2re, result.mapping, strict=True)
+    tables: dict[str, dict[Any, Any]] = {
+        "mapping": {
+            record["sid"]: entry
+            for result in systems
+            for record, entry in zip(result.is2re, result.mapping, strict=True)
+        }
     }
-    tables: dict[str, dict[Any, Any]] = {"mapping": mapping}
-    for name, key in (
-        ("targets", "targets"),
-        ("ref_energies", "ref_energy"),
-        ("tags", "tags"),
-        ("compute", "compute"),
-    ):
+    keys = {"targets": "targets", "ref_energies": "ref_energy", "tags": "tags"}
+    for name, key in {**keys, "compute": "compute"}.items():
         tables[name] = {r.system["system_id"]: r.system[key] for r in systems}
     return tables

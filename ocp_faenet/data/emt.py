@@ -110,9 +110,10 @@ class EmtPotential:
         vectors = positions[self._second] + self._shift - positions[self._first]  # (P, 3)
         r = np.sqrt(np.square(vectors).sum(axis=1))
         n_atoms, n_pairs = len(self.numbers), len(r)
-        weight = np.where(r < self._reach, 1.0 / (1.0 + np.exp(self._slope * (r - self._middle))), 0)
+        weight = 1.0 / (1.0 + np.exp(self._slope * (r - self._middle)))
+        weight[r >= self._reach] = 0.0
         terms = self._factors * np.exp(-self._rates * r) * weight  # (4, P)
-        sigma1 = np.bincount(self._both, terms[:2].ravel(), n_atoms)
+        sigma1 = np.bincount(self._both, terms[:2].ravel(), n_atoms).astype(np.float64)
         energies, slopes = self._embedding(sigma1)
         energy = energies.sum() + terms[2:].sum() - self._species.e0.sum()
         by_distance = terms * (self._slope * (weight - 1.0) - self._rates)  # d(term)/dr

@@ -1,35 +1,43 @@
-"""Driver: run the jobs of a data set, keep their results, write its files."""
+"""Driver: from settings to the files of a data set.
+
+Layout of the folder::
+
+    is2re/{train,val_id,val_ood_ads,val_ood_cat,val_ood_both}/{data.lmdb,metadata.npz}
+    s2ef/...                                                   the same splits
+    dense/{data.lmdb,metadata.npz,oc20dense_*.pkl}             OC20-Dense's formats
+    oc20_data_mapping.pkl                                      what each sid is
+    manifest.json                                              settings, counts, outcomes
+
+While it is being made, results of single jobs lie in `.cache`; the folder is removed at the end.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import multiprocessing
-import os
 import pickle
 import shutil
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ocp_faenet.data.dense import write_dense
-from ocp_faenet.data.jobs import Job, Result, plan, run_job
-from ocp_faenet.data.lmdb_io import write_lmdb, write_metadata
-from ocp_faenet.data.presets import PRESETS, Preset
-from ocp_faenet.data.records import Arrays, to_data
-from ocp_faenet.data.systems import Split
+from torch_geometric.data import Data
 
-FORMAT = 1  # raised when the same seed would give other data
+from ocp_faenet.data.dense import dense_tables
+from ocp_faenet.data.edges import Arrays
+from ocp_faenet.data.jobs import SPLITS, Job, plan
+from ocp_faenet.data.lmdb_io import write_lmdb, write_metadata
+from ocp_faenet.data.pool import Progress, read_results, replace_file, run_jobs
+from ocp_faenet.data.presets import Preset
+from ocp_faenet.data.records import to_data
+
+FORMAT = 1  # raised whenever a seed comes to mean other data
 CACHE = ".cache"
 MANIFEST = "manifest.json"
 MAPPING = "oc20_data_mapping.pkl"
-
-Progress = Callable[[int], None]
 
 
 class OutputError(ValueError):
@@ -38,7 +46,7 @@ class OutputError(ValueError):
 
 def generate(
     out: Path,
-    preset_name: str,
+    preset: Preset,
     seed: int,
     *,
     workers: int = 1,
@@ -47,149 +55,96 @@ def generate(
     """Build a data set in `out`, going on where an earlier call with these settings stopped.
 
     Args:
-        out: folder of the data set.
-        preset_name: a key of `PRESETS`.
+        out: folder of the data set; one that is complete is left as it is.
+        preset: sizes.
         seed: same seed, same bytes, whatever the number of workers.
         workers: processes.
-        progress: told of every finished relaxation job by its number of records.
+        progress: told the number of relaxed records as they come.
 
     Returns:
-        The manifest: settings, counts, outcomes of the relaxations.
+        The manifest: `settings`, `counts` of records, `outcomes` of the relaxations.
 
     Raises:
-        OutputError: when `out` holds a data set made with other settings.
+        OutputError: when `out` holds a data set made with other settings, or is no folder.
     """
-    preset = PRESETS[preset_name]
     settings = {"format": FORMAT, "seed": seed, "preset": asdict(preset)}
-    manifest = out / MANIFEST
-    if manifest.is_file():
-        found = json.loads(manifest.read_text())
-        if found.get("settings") != settings:
-            raise OutputError(
-                f"{out} holds another data set (see {manifest}); choose another folder or remove it"
-            )
-        return dict(found)
+    found = _existing(out, settings)
+    if found is not None:
+        return found
     cache = out / CACHE / _fingerprint(settings)
     cache.mkdir(parents=True, exist_ok=True)
     jobs = plan(preset, seed)
-    _run(jobs, cache, workers, progress)
-    summary = _write_all(out, preset, jobs, cache)
-    text = json.dumps({"settings": settings, **summary}, indent=2, sort_keys=True) + "\n"
-    _replace(manifest, text.encode())
+    run_jobs(jobs, cache, workers, progress)
+    manifest = {"settings": settings, **_write_files(out, jobs, cache)}
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    replace_file(out / MANIFEST, text.encode())
     shutil.rmtree(out / CACHE)
-    return {"settings": settings, **summary}
+    return manifest
+
+
+def _existing(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest in `out`, if there is one and it is of these settings."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a folder")
+    path = out / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise OutputError(f"{path} is not readable ({error}); remove it") from error
+    if found.get("settings") != settings:
+        raise OutputError(f"{out} holds another data set (see {path}); remove it or choose another")
+    return found
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _run(jobs: list[Job], cache: Path, workers: int, progress: Progress) -> None:
-    missing = []
-    for job in jobs:
-        if (cache / job.name).is_file():
-            progress(job.count)
-        else:
-            missing.append(job)
-    if workers <= 1:
-        for job in missing:
-            progress(_run_to_file(job, cache))
-        return
-    context = multiprocessing.get_context("spawn")
-    with (
-        _one_thread(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool,
-    ):
-        futures = [pool.submit(_run_to_file, job, cache) for job in missing]
-        try:
-            for future in as_completed(futures):
-                progress(future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started within use one thread each."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_to_file(job: Job, cache: Path) -> int:
-    _replace(cache / job.name, pickle.dumps(run_job(job), protocol=4))
-    return job.count
-
-
-def _results(jobs: list[Job], cache: Path) -> Iterator[Result]:
-    for job in jobs:
-        with (cache / job.name).open("rb") as handle:
-            yield pickle.load(handle)
-
-
-def _write_all(out: Path, preset: Preset, jobs: list[Job], cache: Path) -> dict[str, Any]:
+def _write_files(out: Path, jobs: list[Job], cache: Path) -> dict[str, Any]:
     counts: dict[str, int] = {}
     outcomes: dict[str, dict[str, int]] = {}
     mapping: dict[str, dict[str, Any]] = {}
-    for split in Split:
+    for split in SPLITS:
         own = [job for job in jobs if job.split is split and not job.dense]
         for task in ("is2re", "s2ef"):
-            folder = out / task / split.value
-            counts[f"{task}/{split.value}"] = _write_folder(folder, _stream(own, cache, task))
+            counts[f"{task}/{split.value}"] = _write_folder(
+                out / task / split.value, _structures(own, cache, task)
+            )
         ended: Counter[str] = Counter()
-        for result in _results(own, cache):
+        for result in read_results(own, cache):
             ended.update(result.outcomes)
             for record, entry in zip(result.is2re, result.mapping, strict=True):
                 mapping[f"random{record['sid']}"] = entry
         outcomes[split.value] = dict(sorted(ended.items()))
-    _replace(out / MAPPING, pickle.dumps(mapping, protocol=4))
-    dense = list(_results([job for job in jobs if job.dense], cache))
-    counts["dense"] = write_dense(out / "dense", dense, _write_folder)
-    ended = Counter()
-    for result in dense:
-        ended.update(result.outcomes)
-    outcomes["dense"] = dict(sorted(ended.items()))
+    replace_file(out / MAPPING, _table_bytes(mapping))
+    counts["dense"], outcomes["dense"] = _write_dense(out / "dense", jobs, cache)
     return {"counts": counts, "outcomes": outcomes}
 
 
-def _stream(jobs: list[Job], cache: Path, task: str) -> Iterator[Arrays]:
-    for result in _results(jobs, cache):
+def _write_dense(folder: Path, jobs: list[Job], cache: Path) -> tuple[int, dict[str, int]]:
+    results = list(read_results([job for job in jobs if job.dense], cache))
+    count = _write_folder(folder, (record for result in results for record in result.is2re))
+    for name, table in dense_tables(results).items():
+        replace_file(folder / f"oc20dense_{name}.pkl", _table_bytes(table))
+    ended: Counter[str] = Counter()
+    for result in results:
+        ended.update(result.outcomes)
+    return count, dict(sorted(ended.items()))
+
+
+def _structures(jobs: list[Job], cache: Path, task: str) -> Iterator[Arrays]:
+    for result in read_results(jobs, cache):
         yield from result.is2re if task == "is2re" else result.s2ef
 
 
-def _write_folder(folder: Path, records: Iterator[Arrays]) -> int:
+def _write_folder(folder: Path, structures: Iterator[Arrays]) -> int:
     natoms: list[int] = []
     neighbors: list[int] = []
 
-    def noted() -> Iterator[Any]:
-        for arrays in records:
+    def noted() -> Iterator[Data]:
+        for arrays in structures:
             natoms.append(len(arrays["pos"]))
             neighbors.append(arrays["edge_index"].shape[1])
             yield to_data(arrays)
@@ -197,3 +152,12 @@ def _write_folder(folder: Path, records: Iterator[Arrays]) -> int:
     count = write_lmdb(folder / "data.lmdb", noted())
     write_metadata(folder / "metadata.npz", natoms, neighbors)
     return count
+
+
+def _table_bytes(table: dict[Any, Any]) -> bytes:
+    """Pickle of plain containers and arrays that depends on their values alone."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=4)
+    pickler.fast = True  # no memo: it would record which equal objects are one and the same
+    pickler.dump(table)
+    return buffer.getvalue()

@@ -1,8 +1,8 @@
 """LMDB files as OC20 has them: pickled records under b"0", b"1", ... and b"length".
 
 Files written here are the same bytes for the same records, and need nothing of this package to be
-read: tensors are pickled as numpy arrays that PyTorch's own `default_convert` turns back. (PyTorch's
-own pickling writes the addresses of storages.)
+read: tensors are pickled as numpy arrays that PyTorch's own `default_convert` turns back (PyTorch's
+own pickling writes the addresses of storages).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def _image_shifts(cell: Floats, cutoff: float) -> Ints:
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)  # distance between opposite faces
     reach = np.floor(cutoff / heights + 0.5).astype(np.int64)
     axes = [np.arange(-n, n + 1, dtype=np.int64) for n in reach]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    shifts: Ints = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    return shifts
 
 
 def periodic_pairs(positions: Floats, cell: Floats, cutoff: float) -> PairList:

@@ -1,9 +1,9 @@
 """Energies that adsorption energies are measured from.
 
-As in OC20 (Chanussot et al., ACS Catal. 11, 6059 (2021), section 2), the gas reference is a sum over
-the adsorbate's atoms, each fixed by a small molecule: hydrogen by H2, oxygen by H2O - H2, carbon by
+As in OC20 (Chanussot et al., ACS Catal. 11, 6059 (2021)), the gas reference is a sum over the
+adsorbate's atoms, each fixed by a small molecule: hydrogen by H2 / 2, oxygen by H2O - H2, carbon by
 CO - O, nitrogen by N2 / 2; here the molecules are relaxed by EMT. It is thus defined for adsorbates
-that no training set holds, and comparable between them.
+that no training set holds, and energies of different adsorbates can be compared.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from ocp_faenet.data.systems import (
 FMAX = 0.03  # eV/Å
 MAX_STEPS = 200
 _APART = 1.0  # Å beyond the covalent radii: such a molecule is not followed any further
+_MAX_FORCE = 10.0  # eV/Å; a start with more than this is not relaxed
 _JITTER = 0.1  # Å, spread of the adsorbate around a site
 _TILT_MIN = 0.0
 _TILT = 20.0
@@ -84,13 +85,18 @@ def _relaxed_slab(spec: SurfaceSpec) -> tuple[Slab, Floats, float]:
     return slab, positions, potential(positions).energy
 
 
-def draw_system(rng: np.random.Generator, split: Split) -> System:
-    """A random member of a split."""
-    adsorbates, catalysts = adsorbates_of(split), catalysts_of(split)
+def draw_adsorbate(rng: np.random.Generator, split: Split) -> Adsorbate:
+    """One of the adsorbates of a split, each as likely."""
+    adsorbates = adsorbates_of(split)
+    return adsorbates[int(rng.integers(len(adsorbates)))]
+
+
+def draw_system(rng: np.random.Generator, split: Split, adsorbate: Adsorbate) -> System:
+    """An adsorbate on a random surface of a split; small cells are more likely."""
+    catalysts = catalysts_of(split)
     weights = np.array([w for _, w in TERMINATIONS])
     termination = TERMINATIONS[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
     catalyst = catalysts[int(rng.integers(len(catalysts)))]
-    adsorbate = adsorbates[int(rng.integers(len(adsorbates)))]
     return System(adsorbate, draw_surface(rng, catalyst, termination))
 
 
@@ -123,20 +129,23 @@ def relax_placement(system: System, placed: Floats) -> Relaxed:
     tags = np.concatenate([slab.tags, np.full(len(placed), 2)])
     potential = EmtPotential(numbers, slab.cell)
     start = round32(np.concatenate([clean, placed]))
+    first = potential(start)
+    crowded = bool(np.abs(first.forces).max() > _MAX_FORCE)
     result = relax(
         potential,
         start,
         tags > 0,
         fmax=FMAX,
-        max_steps=MAX_STEPS,
+        max_steps=0 if crowded else MAX_STEPS,
         hopeless=lambda now: not is_whole(numbers[tags == 2], now[tags == 2], _APART),
     )
     frames = result.frames
     frames[-1] = round32(frames[-1])
     reference = slab_energy + gas_reference(system.adsorbate)
-    first = potential(start)
     outcome = classify(numbers, tags, slab.cell, start, frames[-1], clean)
-    if not result.converged and outcome is not Outcome.DISSOCIATED:
+    if crowded:
+        outcome = Outcome.CROWDED
+    elif not result.converged and outcome is not Outcome.DISSOCIATED:
         outcome = Outcome.UNCONVERGED
     return Relaxed(
         system=system,

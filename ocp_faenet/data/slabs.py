@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
+import ase.build
 import numpy as np
-from ase.build import fcc100, fcc110, fcc111, fcc211
 from ase.data import atomic_numbers, reference_states
 
-from ocp_faenet.data.pairs import Floats, Ints, periodic_pairs
+from ocp_faenet.data.pairs import Floats, periodic_pairs
 from ocp_faenet.data.systems import Catalyst, Slab, SurfaceSpec, Termination
 
-_BUILDERS = {(1, 1, 1): fcc111, (1, 0, 0): fcc100, (1, 1, 0): fcc110, (2, 1, 1): fcc211}
+_BUILDERS: dict[tuple[int, int, int], Any] = {
+    (1, 1, 1): ase.build.fcc111,
+    (1, 0, 0): ase.build.fcc100,
+    (1, 1, 0): ase.build.fcc110,
+    (2, 1, 1): ase.build.fcc211,
+}
 _VACUUM = 7.0  # Å on either side
 _BULK_COORDINATION = 12
 _CONTACT = 2.0  # Å between an adsorbate atom and the metal where it is put down
+
+
+def _lattice_constant(metal: str) -> float:
+    """Experimental lattice constant of an fcc metal in Å, as ASE's builders take it."""
+    state: Any = reference_states[atomic_numbers[metal]]
+    return float(state["a"])
 
 
 @lru_cache(maxsize=512)
@@ -23,7 +35,7 @@ def bare_slab(host: str, termination: Termination) -> Slab:
     atoms = _BUILDERS[termination.miller](host, termination.size, vacuum=_VACUUM)
     cell = np.asarray(atoms.cell[:]).astype(np.float32).astype(np.float64)
     positions = np.array(atoms.positions)
-    nearest = float(reference_states[atomic_numbers[host]]["a"]) / np.sqrt(2.0)
+    nearest = _lattice_constant(host) / np.sqrt(2.0)
     pairs = periodic_pairs(positions, cell, 1.2 * nearest)
     coordination = np.bincount(pairs.centre, minlength=len(positions))
     upper = positions[:, 2] > 0.5 * (positions[:, 2].min() + positions[:, 2].max()) + 0.1
@@ -91,7 +103,8 @@ def contact_height(slab: Slab, surface: Floats, place: Floats) -> Floats:
     room = _CONTACT**2 - np.square(shortest).sum(axis=-1)  # (n, S)
     heights = surface[None, :, 2] + np.sqrt(np.maximum(room, 0.0))
     lowest = float(surface[:, 2].min())
-    return np.where(room > 0.0, heights, lowest).max(axis=1)
+    floor: Floats = np.where(room > 0.0, heights, lowest).max(axis=1)
+    return floor
 
 
 def place_adsorbate(slab: Slab, relaxed: Floats, geometry: Floats, site: Floats) -> Floats:
@@ -111,8 +124,3 @@ def place_adsorbate(slab: Slab, relaxed: Floats, geometry: Floats, site: Floats)
     floor = contact_height(slab, relaxed[slab.tags == 1], placed[:, :2])
     placed[:, 2] += float((floor - placed[:, 2]).max())
     return placed
-
-
-def surface_atoms(slab: Slab) -> Ints:
-    """Indices of the surface atoms."""
-    return np.flatnonzero(slab.tags == 1)
