@@ -26,6 +26,7 @@ from ocp_faenet.data.systems import Split
 #: `fid` of rattled frames start here; those of a trajectory are step numbers.
 RATTLED_FID = 10_000
 
+_MAX_FORCE = 25.0  # eV/Å, of rattled frames: float32 then holds forces to 1e-6
 _PLACEMENTS = 4  # tried on a surface before another is drawn
 _SID_BLOCK = 10_000_000
 
@@ -73,9 +74,18 @@ def _frames(
     steps = sorted({round(s) for s in np.linspace(0, relaxed.steps, along)})
     frames = [(step, round32(relaxed.frames[step])) for step in steps]
     for k in range(rattled):
-        origin = relaxed.frames[int(rng.integers(len(relaxed.frames)))]
-        frames.append((RATTLED_FID + k, rattle(rng, origin, relaxed.tags > 0)))
+        frames.append((RATTLED_FID + k, _rattled(rng, relaxed)))
     return frames
+
+
+def _rattled(rng: np.random.Generator, relaxed: Relaxed) -> Floats:
+    """A random step of the trajectory with its atoms displaced, no force above the limit."""
+    potential = EmtPotential(relaxed.numbers, relaxed.cell)
+    while True:
+        origin = relaxed.frames[int(rng.integers(len(relaxed.frames)))]
+        moved = rattle(rng, origin, relaxed.tags > 0)
+        if np.abs(potential(moved).forces).max() < _MAX_FORCE:
+            return moved
 
 
 def _s2ef(relaxed: Relaxed, sid: int, frames: list[tuple[int, Floats]]) -> list[Arrays]:
