@@ -17,7 +17,7 @@ LAST_TRAINED = 84
 
 #: Our name -> the reference's, first match wins.
 _RENAME = (
-    (r"backbone\.(radial_basis|edge_embedding\.basis)\.", "distance_expansion."),
+    (r"backbone\.edge_embedding\.basis\.", "distance_expansion."),
     (r"backbone\.edge_embedding\.directional\.", "embed_block.lin_e1."),
     (r"backbone\.edge_embedding\.radial\.", "embed_block.lin_e12."),
     (r"backbone\.edge_embedding\.second\.", "embed_block.lin_e2."),
@@ -30,8 +30,7 @@ _RENAME = (
     (r"backbone\.atom_embedding\.", "embed_block."),
     (r"backbone\.interactions\.(\d+)\.norm\.", r"interaction_blocks.\1.graph_norm."),
     (r"backbone\.interactions\.(\d+)\.extra\.", r"interaction_blocks.\1.other_mlp."),
-    (r"backbone\.interactions\.(\d+)\.filters\.linear\.", r"interaction_blocks.\1.lin_geom."),
-    (r"backbone\.interactions\.(\d+)\.geometric\.", r"interaction_blocks.\1.lin_geom."),
+    (r"backbone\.interactions\.(\d+)\.convolution\.linear\.", r"interaction_blocks.\1.lin_geom."),
     (r"backbone\.interactions\.(\d+)\.linear\.", r"interaction_blocks.\1.lin_h."),
     (r"backbone\.interactions\.(\d+)\.(down|up)\.", r"interaction_blocks.\1.lin_\2."),
     (r"backbone\.mix_atoms\.", "mlp_skip_co."),
@@ -89,7 +88,7 @@ _OPTIONS = (
 )
 
 #: Tables that are longer here: our name -> (rows in the reference, first row of a real entry).
-_LONGER = {
+LONGER = {
     "backbone.atom_embedding.embedding.weight": (LAST_TRAINED + 1, 1),
     "backbone.atom_embedding.period_group.period_embedding.weight": (7, 1),
     "backbone.atom_embedding.period_group.group_embedding.weight": (19, 1),
@@ -154,7 +153,7 @@ def _check(key: str) -> str:
 
 
 def _fit(key: str, value: Tensor, ours: str, template: Tensor) -> Tensor:
-    rows, first = _LONGER.get(ours, (None, None))
+    rows, first = LONGER.get(ours, (None, None))
     expected = template.shape if rows is None else torch.Size([rows, *template.shape[1:]])
     if not isinstance(value, Tensor) or value.shape != expected:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -38,7 +38,8 @@ def published_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Our ``model:`` section that predicts what ``faenet.FAENet(**kwargs)`` does.
 
     Fills in the reference's defaults, takes graph norm over the mini-batch as it does (unless
-    ``graph_norm_scope`` is given), and turns ``preprocess`` into ``use_pbc`` and ``otf_graph``.
+    ``graph_norm_scope`` is given), and turns ``preprocess`` into ``use_pbc`` and ``otf_graph``
+    (where an atom has more than ``max_num_neighbors``, we keep the nearest, the reference any).
     Keys that only we know (``frame_averaging``, ``eval_fa_method``, ...) pass as they are; types
     and unknown keys are left to the reader of the result.
 
@@ -47,12 +48,14 @@ def published_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = {**DEFAULTS, "graph_norm_scope": "batch", **kwargs}
     preprocess = options.pop("preprocess", "pbc_preprocess")
-    if preprocess not in _PREPROCESS:
+    if not isinstance(preprocess, str) or preprocess not in _PREPROCESS:
         raise ValueError(f"preprocess: {preprocess!r}; known are {', '.join(_PREPROCESS)}")
     for key, value in _PREPROCESS[preprocess].items():
         options.setdefault(key, value)
     if not options["phys_embeds"]:  # the reference ignores the width then
         options["phys_hidden_channels"] = 0
+    if options.get("fa_method") in ("all", "se3-all"):  # its frames are the same in evaluation
+        options.setdefault("eval_fa_method", options["fa_method"])
     if not options["regress_forces"]:  # no decoder is built, whatever its sizes
         options.pop("force_decoder_type", None)
         options.pop("force_decoder_model_config", None)
