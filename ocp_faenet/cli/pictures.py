@@ -11,6 +11,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 Points = Sequence[tuple[float, float]]
 
@@ -34,6 +35,9 @@ def loss_curve(train: Points, val: Points, steps_per_epoch: float, path: Path) -
     val_steps, val_mae = np.array(val).T
     twin.plot(val_steps / steps_per_epoch, val_mae, "o-", ms=3, color="C1", label="val_id MAE")
     twin.set(ylabel="val_id MAE (eV)", yscale="log")
+    for side in (axis, twin):
+        _plain_log(side)
+    twin.grid(False, which="both")
     handles = [*axis.get_lines(), *twin.get_lines()]
     axis.legend(handles=handles, frameon=False)
     axis.set_title("Learning curve")
@@ -75,32 +79,41 @@ def comparison(
     curves: Mapping[str, Sequence[Points]],
     path: Path,
 ) -> None:
-    """MAE by split (bars, with one standard deviation) and val_id MAE against epochs.
+    """MAE by split (with one standard deviation) and val_id MAE against epochs.
 
     Args:
         errors: model, then split: mean and standard deviation of the MAE in eV.
         curves: model: for each seed, val_id MAE in eV against epochs.
         path: of the PNG.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
     splits = list(next(iter(errors.values())))
-    width = 0.8 / len(errors)
     for index, (model, by_split) in enumerate(errors.items()):
         means, stds = np.array([by_split[split] for split in splits]).T
-        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * width
-        left.bar(place, means, width, yerr=stds, capsize=2, color=_colour(index), label=model)
+        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * 0.12
+        style = {"fmt": "os^Dvp"[index % 6], "ms": 6, "capsize": 3, "color": _colour(index)}
+        left.errorbar(place, means, stds, label=model, **style)
     left.set_xticks(range(len(splits)), splits)
     left.set(ylabel="MAE (eV)", yscale="log", title="Validation splits")
-    left.legend(frameon=False, fontsize=9)
     for index, model in enumerate(errors):
         for points in curves.get(model, ()):
             right.plot(*np.array(points).T, color=_colour(index), alpha=0.7, lw=1.2)
-        if curves.get(model):
-            right.plot([], [], color=_colour(index), label=model)
     right.set(xlabel="epoch", ylabel="val_id MAE (eV)", yscale="log", title="Learning, each seed")
-    right.legend(frameon=False, fontsize=9)
+    for axis in (left, right):
+        _plain_log(axis)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     save(figure, path)
 
 
+def _plain_log(axis: Any) -> None:
+    """Numbers such as 0.2 on a logarithmic y axis, not 2 x 10^-1."""
+    axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    axis.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
+    axis.grid(axis="y", which="both", color="0.9", lw=0.6)
+    axis.set_axisbelow(True)
+
+
 def _colour(index: int) -> str:
-    return ("0.7", "C0", "C1", "C2", "C3", "C4")[index % 6]
+    return ("0.5", "C0", "C1", "C2", "C3", "C4")[index % 6]
