@@ -59,8 +59,10 @@ def emt(out: Path, preset: str, seed: int, workers: int | None) -> None:
 
     Adsorbates on fcc metals and surface alloys, relaxed by ASE's EMT potential and written as OC20
     and OC20-Dense write theirs: is2re/ and s2ef/ with five splits each, dense/, and a mapping of
-    what every sid is. A seed gives the same bytes with any number of workers. Interrupted, the same command goes on where it stopped (finished parts wait
-    in OUT/.cache until all is written); on a finished OUT it does nothing.
+    what every sid is. A seed gives the same bytes with any number of workers.
+
+    Interrupted, the same command goes on where it stopped (finished parts wait in OUT/.cache until
+    all is written); on a finished OUT it does nothing.
     """
     from ocp_faenet.data.generate import OutputError, generate
     from ocp_faenet.data.jobs import plan
