@@ -134,7 +134,7 @@ def rotation(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 # ---------------------------------------------------------------- the same edges as others find
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(structures, min_size=1, max_size=4), st.sampled_from([2.03, 4.07]))
 def test_same_edges_as_ase(batch: list[Structure], cutoff: float) -> None:
     found = neighbor_list(**join(batch), cutoff=cutoff)
