@@ -29,7 +29,17 @@ FRAMED = [
         "frame_source": source,
     }
     for space, method, source in itertools.product(
-        [FrameAveraging.PLANE, FrameAveraging.SPACE], FAMethod, FrameSource
+        [FrameAveraging.PLANE, FrameAveraging.SPACE],
+        [method for method in FAMethod if not method.is_learned],
+        FrameSource,
+    )
+]
+LEARNED = [
+    {"frame_averaging": space, "fa_method": method, "frame_source": source}
+    for space, method, source in itertools.product(
+        [FrameAveraging.PLANE, FrameAveraging.SPACE],
+        [FAMethod.LEARNED, FAMethod.SE3_LEARNED],
+        [FrameSource.POSITIONS, FrameSource.EDGES],
     )
 ]
 OTHERS = [
@@ -48,20 +58,26 @@ def batch():
     return mixed_batch()
 
 
+def seed(number):
+    return torch.Generator().manual_seed(number)
+
+
 def name(choices):
     return "-".join(str(getattr(v, "value", v)) for v in choices.values()) or "no frames"
 
 
-@pytest.mark.parametrize("choices", FRAMED + OTHERS, ids=name)
+@pytest.mark.parametrize("choices", FRAMED + LEARNED + OTHERS, ids=name)
 @torch.no_grad()
 def test_declared_symmetries(batch, choices):
     core = model(**choices)
+    if choices in LEARNED:
+        core.backbone.eval_frames.network.last.weight.normal_(generator=seed(2))
     claims = declared_symmetries(core.config)
-    draws = torch.Generator().manual_seed(0)
+    draws = seed(0)
     errors = symmetry_errors(
         lambda graph: core(graph, generator=draws),
         batch,
-        generator=torch.Generator().manual_seed(1),
+        generator=seed(1),
         trials=3 if "stochastic" in name(choices) else 1,
     )
     assert set(claims) == set(errors) == set(Symmetry)
@@ -84,9 +100,7 @@ def test_errors_are_those_of_each_structure():
         energy[2] = 1.0
         return {"energy": energy}
 
-    errors = symmetry_errors(
-        predict, graph, [Symmetry.ROTATION_Z], generator=torch.Generator().manual_seed(0), trials=3
-    )
+    errors = symmetry_errors(predict, graph, [Symmetry.ROTATION_Z], generator=seed(0), trials=3)
     assert len(errors[Symmetry.ROTATION_Z]) == 3
     for trial in errors[Symmetry.ROTATION_Z]:
         assert trial.forces is None
@@ -109,9 +123,7 @@ def test_signed_differences_do_not_cancel():
     def predict(g):
         return {"energy": torch.full((1, 1), next(signs))}
 
-    errors = symmetry_errors(
-        predict, graph, [Symmetry.ORDER], generator=torch.Generator().manual_seed(0), trials=2
-    )
+    errors = symmetry_errors(predict, graph, [Symmetry.ORDER], generator=seed(0), trials=2)
     table = SymmetryTable()
     table.add(errors, ["a"])
     assert table.energy()[Symmetry.ORDER].mean == 1000.0

@@ -73,7 +73,8 @@ class Cloud:
     def cubed_unit(self) -> Tensor:
         """``(P, 1)`` what a vector adds to the unit of third moments; `POINT` is its least."""
         lengths = self.vectors.norm(dim=-1, keepdim=True).clamp(min=POINT)
-        return self.bound.unsqueeze(-1) * lengths.pow(3)
+        unit: Tensor = self.bound.unsqueeze(-1) * lengths.pow(3)
+        return unit
 
     def one(self, start: int, stop: int) -> Cloud:
         """The vectors of one structure, ``start`` to ``stop``, as a cloud of their own."""

@@ -83,6 +83,25 @@ class FAMethod(str, Enum):
     SE3_ALL = "se3-all"
     SE3_STOCHASTIC = "se3-stochastic"
     SE3_DET = "se3-det"
+    LEARNED = "learned"
+    SE3_LEARNED = "se3-learned"
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a network chooses the frame."""
+        return self in (FAMethod.LEARNED, FAMethod.SE3_LEARNED)
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether frames are rotations only."""
+        return self.value.startswith("se3")
+
+
+class Subgroup(str, Enum):
+    """What a learned canonicalisation leaves to an average over frames."""
+
+    REFLECTION = "reflection"
+    SIGNS = "signs"
 
 
 class FrameSource(str, Enum):
@@ -145,6 +164,10 @@ class FAENetConfig:
         eval_fa_method: ours: frames in evaluation; deterministic by default, and ``se3-det``
             where training uses proper rotations only.
         frame_source: ours: what the axes are the principal axes of.
+        canonical_channels: ours: vectors of each atom in the network of ``fa_method: learned``.
+        canonical_subgroup: ours: partial canonicalisation: ``learned`` chooses a right-handed
+            frame, and the prediction is averaged over it and its mirror image
+            (``reflection``), or over all signs of its axes (``signs``).
         augmentation: ours: ``DA`` rotates about z (``2D``) or freely (``3D``).
 
     Raises:
@@ -184,6 +207,8 @@ class FAENetConfig:
     fa_method: FAMethod | None = None
     eval_fa_method: FAMethod | None = None
     frame_source: FrameSource = FrameSource.POSITIONS
+    canonical_channels: int = 16
+    canonical_subgroup: Subgroup | None = None
     augmentation: Augmentation = Augmentation.PLANE
 
     def __post_init__(self) -> None:
@@ -209,6 +234,28 @@ class FAENetConfig:
                     f"{name}: {getattr(self, name).value!r} needs frame_averaging 2D or 3D, "
                     f"which is {self.frame_averaging and self.frame_averaging.value!r}"
                 )
+
+        self._check_learned()
+
+    def _check_learned(self) -> None:
+        train, evaluation = self.fa_method, self.eval_fa_method
+        learned = [method for method in (train, evaluation) if method and method.is_learned]
+        if learned and evaluation is not None and evaluation is not train:
+            raise ValueError(
+                f"eval_fa_method: {evaluation.value!r} with fa_method: "
+                f"{train and train.value!r}; learned frames are trained and evaluated alike"
+            )
+        if self.canonical_subgroup is None:
+            return
+        if not learned:
+            raise ValueError(
+                f"canonical_subgroup: {self.canonical_subgroup.value!r} needs fa_method: learned"
+            )
+        if train is FAMethod.SE3_LEARNED and self.canonical_subgroup is Subgroup.REFLECTION:
+            raise ValueError(
+                "canonical_subgroup: 'reflection' with fa_method: 'se3-learned', which has no "
+                "reflections; use fa_method: learned, or canonical_subgroup: signs"
+            )
 
     def _check_heads(self) -> None:
         if self.out_dim != 1 and self.regress_forces is ForceMode.FROM_ENERGY:
@@ -252,6 +299,7 @@ _POSITIVE = (
     "num_filters",
     "num_interactions",
     "out_dim",
+    "canonical_channels",
 )
 
 

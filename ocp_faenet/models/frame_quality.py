@@ -44,7 +44,7 @@ def frame_quality(graph: AtomGraph, config: FAENetConfig) -> FrameQuality:
     if config.frame_averaging not in (FrameAveraging.PLANE, FrameAveraging.SPACE):
         config = replace(config, frame_averaging=FrameAveraging.SPACE)
     method = config.fa_method or FAMethod.STOCHASTIC
-    provider = DeterministicFrame(config, proper=method.value.startswith("se3"), exact=True)
+    provider = DeterministicFrame(config, proper=method.is_proper, exact=True)
     clouds, principal = provider.look(graph)
     margin = provider.margins(clouds.signs.third_moments(principal.axes))
     _, ambiguous = provider.usual(clouds, principal, None)

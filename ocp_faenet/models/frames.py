@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ocp_faenet.models.config import FAENetConfig, FAMethod, FrameAveraging
 from ocp_faenet.models.frame_provider import FrameProvider, Frames, IdentityFrames, RandomFrames
+from ocp_faenet.models.learned_frames import LearnedFrames
 from ocp_faenet.models.principal_frames import (
     AllFrames,
     DeterministicFrame,
@@ -31,6 +32,8 @@ DEFAULT_EVAL: dict[FAMethod, FAMethod] = {
     FAMethod.SE3_ALL: FAMethod.SE3_ALL,
     FAMethod.SE3_STOCHASTIC: FAMethod.SE3_DET,
     FAMethod.SE3_DET: FAMethod.SE3_DET,
+    FAMethod.LEARNED: FAMethod.LEARNED,
+    FAMethod.SE3_LEARNED: FAMethod.SE3_LEARNED,
 }
 
 
@@ -38,13 +41,16 @@ def frame_providers(config: FAENetConfig) -> tuple[FrameProvider, FrameProvider]
     """The providers for training and for evaluation that ``config`` asks for.
 
     Evaluation is deterministic by default: ``det`` for ``stochastic``, the method itself
-    otherwise; ``DA`` evaluates the pose as given.
+    otherwise; ``DA`` evaluates the pose as given. Learned frames are one provider for both.
     """
     if config.frame_averaging is None:
         return IdentityFrames(), IdentityFrames()
     if config.frame_averaging is FrameAveraging.DATA_AUGMENTATION:
         return RandomFrames(config.augmentation), IdentityFrames()
     train = config.fa_method or FAMethod.STOCHASTIC
+    if train.is_learned:
+        learned = LearnedFrames(config, proper=train.is_proper)
+        return learned, learned
     evaluation = config.eval_fa_method or DEFAULT_EVAL[train]
     providers = []
     for method, exact in ((train, False), (evaluation, True)):

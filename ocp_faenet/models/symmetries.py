@@ -67,7 +67,7 @@ def _of_pose(config: FAENetConfig) -> dict[Symmetry, Claim]:
         if config.augmentation is Augmentation.SPACE:
             claims[Symmetry.ROTATION] = Claim.APPROXIMATE
         return claims
-    proper = _evaluation(config).value.startswith("se3")
+    proper = _evaluation(config).is_proper
     claims[Symmetry.ROTATION_Z] = Claim.EXACT
     if space is FrameAveraging.SPACE:
         claims[Symmetry.ROTATION] = Claim.EXACT
