@@ -122,7 +122,8 @@ def _device(name: str) -> torch.device:
 
 def _chosen(names: tuple[str, ...]) -> dict[str, Maker]:
     known: dict[str, Maker] = dict(all_faenets())
-    if importlib.util.find_spec("fairchem") is not None:
+    here = all(name in known for name in names) and bool(names)
+    if not here and importlib.util.find_spec("fairchem") is not None:
         from ocp_faenet.adapters.peers import all_peers
 
         known.update(all_peers())

@@ -1,0 +1,126 @@
+"""Timing side by side: what is counted, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from ocp_faenet.cli.benchmark import benchmark
+from ocp_faenet.models.contenders import TAG_0_REMOVED, all_faenets, without_tag_0
+from ocp_faenet.models.published import IS2RE
+from ocp_faenet.models.synthetic import oc20_like
+from ocp_faenet.models.timing import Contender, count_gflop, measure, peak_memory
+
+
+@pytest.mark.parametrize("natoms", [1, 2, 13, 87])
+def test_synthetic_structures_are_of_the_right_kind(natoms):
+    graph = oc20_like(natoms, 3)
+    assert graph.num_atoms == 3 * natoms
+    assert int(graph.tags.max()) == 2
+    per_atom = torch.bincount(graph.edge_index[1], minlength=graph.num_atoms)
+    assert int(per_atom.max()) <= 50
+    distances = graph.edge_vectors.norm(dim=-1)
+    assert float(distances.max()) <= 6.0001
+    if natoms == 87:
+        assert float(per_atom.float().mean()) > 35
+
+
+def test_work_is_counted():
+    a, b = torch.randn(100, 50), torch.randn(50, 20)
+    assert count_gflop(lambda: torch.mm(a, b)) == pytest.approx(2 * 100 * 50 * 20 / 1e9)
+
+
+def test_convolution_counts_its_work():
+    """The blocked form does its products where the counter sees them."""
+    model = all_faenets(IS2RE)["FAENet, no frames"]("cpu")
+    graph = oc20_like(30, 2)
+    edges = graph.edge_index.shape[1]
+    counted = count_gflop(lambda: model.energy(graph))
+    directional = 2 * edges * 240 * 384 * 5 / 1e9
+    assert directional < counted < 6 * directional
+
+
+def test_memory_is_counted():
+    def run():
+        x = torch.empty(1_000_000)
+        y = x + 1
+        del x
+        return y
+
+    assert peak_memory(run, torch.device("cpu")) == pytest.approx(8e6, rel=0.05)
+
+
+def test_a_failing_contender_does_not_stop_the_others():
+    linear = nn.Linear(3, 1)
+
+    def fail(batch):
+        raise RuntimeError("too small\nfor this")
+
+    contenders = [
+        Contender("good", linear, lambda g: g.positions, lambda x: linear(x)),
+        Contender("bad", linear, lambda g: g, fail),
+    ]
+    timings = measure(contenders, oc20_like(5, 2), training=True, repeats=3, warmup=1)
+    assert len(timings["good"].seconds) == 3
+    assert timings["good"].median > 0
+    assert timings["bad"].error == "too small"
+
+
+def test_subsurface_atoms_are_removed_with_their_edges():
+    graph = oc20_like(40, 2)
+    small = without_tag_0(graph)
+    assert int(small.tags.min()) == 1
+    assert small.num_atoms == int((graph.tags > 0).sum())
+    lengths = small.edge_vectors.norm(dim=-1)
+    kept = (graph.tags > 0)[graph.edge_index].all(0)
+    torch.testing.assert_close(lengths, graph.edge_vectors.norm(dim=-1)[kept])
+
+
+def test_verb_reports(tmp_path):
+    out, plot = tmp_path / "b.json", tmp_path / "b.png"
+    names = ["FAENet, det", TAG_0_REMOVED]
+    args = ["--atoms", "5,9", "--batch", "2", "--repeats", "2", "--json", str(out)]
+    for name in names:
+        args += ["--models", name]
+    result = CliRunner().invoke(benchmark, [*args, "--plot", str(plot)])
+    assert result.exit_code == 0, result.output
+    assert "samples/s" in result.output
+    rows = json.loads(out.read_text())["rows"]
+    assert {(r["model"], r["mode"], r["atoms"]) for r in rows} == {
+        (name, mode, n) for name in names for mode in ("inference", "training") for n in (5, 9)
+    }
+    assert all(r["error"] is None and r["samples_per_second"] > 0 for r in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--models", "SchNett"], "'SchNett' is not known; one of"),
+        (["--device", "quantum"], "is no device"),
+        (["--atoms", "ten"], "not a list of integers"),
+        (["--batch", "0"], "at least 1"),
+    ],
+)
+def test_verb_refuses(args, words):
+    result = CliRunner().invoke(benchmark, args)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_models_need_no_host():
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys("
+        "['fairchem', 'torch_geometric', 'torch_scatter', 'pydantic']))\n"
+        "import ocp_faenet.models, ocp_faenet.models.contenders, ocp_faenet.metrics\n"
+        "print(any(m.startswith('fairchem.') for m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
