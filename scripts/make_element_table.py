@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+
 from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER as LAST
 from ocp_faenet.nn.elements import PROPERTY_NAMES as PROPERTIES
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+
 from ocp_faenet.nn import elements
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_element_table.py"

@@ -126,7 +126,9 @@ def published_contender(name: str, device: torch.device | str) -> Contender:
 
 def all_peers() -> dict[str, Callable[[torch.device | str], Contender]]:
     """Every peer by the name that the benchmark shows, made only when called."""
-    found = {name: partial(host_contender, name) for name in HOST_MODELS}
+    found: dict[str, Callable[[torch.device | str], Contender]] = {
+        name: partial(host_contender, name) for name in HOST_MODELS
+    }
     if importlib.util.find_spec("faenet") is not None:
         for name in FAENET_METHODS:
             found[name] = partial(published_contender, name)
