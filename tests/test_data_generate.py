@@ -62,6 +62,28 @@ def test_killed_and_resumed_by_others_gives_the_same_bytes(mini, tmp_path):
     assert digests(out) == digests(mini)
 
 
+def test_interrupted_means_stopped(tmp_path):
+    """Ctrl-C drops the jobs that wait, and its folder can be gone on with."""
+    out = tmp_path / "out"
+    script = tmp_path / "make.py"
+    script.write_text(SCRIPT.format(preset=asdict(replace(MINI, train=4000))))
+    child = subprocess.Popen(
+        [sys.executable, str(script), str(out)],
+        env=quiet(),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 400
+    while not _results(out) and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert b"KeyboardInterrupt" in errors
+    assert 0 < len(_results(out)) < 100
+    assert not (out / "manifest.json").exists()
+
+
 def test_finished_parts_are_not_made_again(mini, tmp_path, monkeypatch):
     out = tmp_path / "out"
     calls = []

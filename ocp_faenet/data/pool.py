@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -65,17 +66,13 @@ def _run_to_file(job: Job, cache: Path) -> int:
 
 def _run_in_pool(jobs: list[Job], cache: Path, workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
-    with (
-        _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool,
-    ):
-        futures = [pool.submit(_run_to_file, job, cache) for job in jobs]
+    with _one_thread_each():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent)
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_run_to_file, job, cache) for job in jobs]):
                 progress(future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        finally:  # after an interruption, jobs that run are finished and the others dropped
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -94,8 +91,9 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone."""
+def _obey_parent() -> None:
+    """Leave interruptions to the process that started this worker, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
