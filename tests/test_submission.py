@@ -11,11 +11,16 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
+from fairchem.core.common import distutils
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config, new_trainer_context
 from torch_geometric.data import Data
 
 from ocp_faenet.cli import main
 from ocp_faenet.metrics.submission import SPLITS, write_arrays
+from plugin_fixtures import TINY, run_config, slab_record, write_splits
 
 SIZES = (4, 3, 5)
 OPTIONS = dict(zip(SPLITS, ("--id", "--ood-ads", "--ood-cat", "--ood-both"), strict=True))
@@ -136,6 +141,57 @@ def test_s2ef_leaderboard_needs_the_lmdb(make, tmp_path):
     assert result.exit_code == 2
     assert "--lmdb id=PATH" in result.output
     assert not (tmp_path / "ours.npz").exists()
+
+
+@pytest.fixture
+def s2ef_run(tmp_path):
+    """A FAENet with forces after one epoch by the stock trainer; its checkpoint and its own
+    predictions of four records (forces of free atoms)."""
+    write_splits(tmp_path)
+    model = {"name": "ocp_faenet.FAENet", **TINY, "otf_graph": True, "regress_forces": "direct"}
+    config_yml = tmp_path / "config.yml"
+    config_yml.write_text(yaml.safe_dump(run_config(tmp_path, model)))
+    command = ["--mode=train", f"--config-yml={config_yml}", f"--run-dir={tmp_path}", "--cpu"]
+    command += ["--timestamp-id=run", "--optim.batch_size=5"]
+    config = build_config(*flags.get_parser().parse_known_args(command))
+    try:
+        with new_trainer_context(config=config) as context:
+            context.task.setup(context.trainer)
+            context.task.run()
+            context.trainer.predict(context.trainer.test_loader, results_file="predictions")
+    finally:
+        distutils.cleanup()
+    checkpoint = tmp_path / "checkpoints" / "run" / "checkpoint.pt"
+    return checkpoint, tmp_path / "results" / "run" / "ocp_predictions.npz"
+
+
+def test_s2ef_from_a_checkpoint_has_all_atoms(s2ef_run, tmp_path):
+    checkpoint, predicted = s2ef_run
+    src = tmp_path / "test" / "data.lmdb"
+    files = [item for option in OPTIONS.values() for item in (option, src)]
+    out = tmp_path / "ours.npz"
+    result = run("build", "--task", "s2ef", "--checkpoint", checkpoint, *files, out)
+    assert result.exit_code == 0, result.output
+    arrays, theirs = np.load(out), np.load(predicted)
+    forces = np.split(arrays["id_forces"], arrays["id_chunk_idx"])
+    energy = dict(zip(arrays["id_ids"].tolist(), arrays["id_energy"], strict=True))
+    blocks = dict(zip(arrays["id_ids"].tolist(), forces, strict=True))
+    free = np.split(theirs["forces"], theirs["chunk_idx"])
+    for name, value, block in zip(theirs["ids"].tolist(), theirs["energy"], free, strict=True):
+        fixed = slab_record(int(name) - 1000).fixed.numpy() == 1
+        np.testing.assert_allclose(energy[name], value[0], rtol=1e-5)
+        np.testing.assert_allclose(blocks[name][~fixed], block, atol=1e-6)
+        assert np.abs(blocks[name][fixed]).min() > 0
+    assert run("check", out, "--lmdb", f"id={src}").exit_code == 0
+
+
+def test_missing_checkpoint(tmp_path):
+    write_splits(tmp_path)
+    src = tmp_path / "test" / "data.lmdb"
+    files = [item for option in OPTIONS.values() for item in (option, src)]
+    missing = run("build", "--task", "s2ef", "--checkpoint", tmp_path / "x.pt", *files, "o.npz")
+    assert missing.exit_code == 2
+    assert "x.pt: no such checkpoint" in missing.output
 
 
 def test_float16_is_mentioned(make, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import numpy as np
+from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.data.inventory import inventory
@@ -59,6 +60,10 @@ def submission() -> None:
 
 @submission.command()
 @click.option("--task", type=click.Choice([task.value for task in Task]), required=True)
+@click.option(
+    "--checkpoint", type=_PATH, help="Predict with this; --id and so on then name the LMDBs."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--id", "id_path", type=_PATH, required=True, help="Predictions of the split.")
 @click.option("--ood-ads", type=_PATH, required=True, help="Likewise.")
 @click.option("--ood-cat", type=_PATH, required=True, help="Likewise.")
@@ -69,6 +74,8 @@ def submission() -> None:
 @click.argument("out", type=_PATH)
 def build(
     task: str,
+    checkpoint: Path | None,
+    batch_size: int,
     id_path: Path,
     ood_ads: Path,
     ood_cat: Path,
@@ -78,17 +85,26 @@ def build(
     json_path: Path | None,
     out: Path,
 ) -> None:
-    """Make OUT from the four files that `fairchem --mode predict` wrote.
+    """Make OUT from the four files that `fairchem --mode predict` wrote, or from a checkpoint.
 
     The host writes forces of free atoms alone: for S2EF in the leaderboard's format each split
-    needs its --lmdb, and fixed atoms get zeros.
+    needs its --lmdb, and fixed atoms get zeros. With --checkpoint all atoms are predicted.
     """
     paths = dict(zip(SPLITS, (id_path, ood_ads, ood_cat, ood_both), strict=True))
+    if checkpoint is not None:
+        lmdbs = (*(f"{name}={path}" for name, path in paths.items()), *lmdbs)
     records = _read_lmdbs(lmdbs)
     try:
+        if checkpoint is None:
+            read = {name: _read(path, Task(task)) for name, path in paths.items()}
+        else:
+            read = {
+                name: _predict(checkpoint, path, Task(task), batch_size, len(records[name].ids))
+                for name, path in paths.items()
+            }
         splits = {
-            name: _split(name, path, Task(task), Layout(layout), records)
-            for name, path in paths.items()
+            name: _arrange(name, split, paths[name], Layout(layout), records)
+            for name, split in read.items()
         }
         arrays = files.assemble(splits, Task(task))
     except SubmissionError as error:
@@ -115,9 +131,7 @@ def check(file: Path, lmdbs: tuple[str, ...], layout: str, json_path: Path | Non
     click.echo(f"{file}: a good {task_of(arrays).value} file")
 
 
-def _split(
-    name: str, path: Path, task: Task, layout: Layout, records: Mapping[str, SplitRecords]
-) -> SplitPredictions:
+def _read(path: Path, task: Task) -> SplitPredictions:
     split = files.read_predictions(path, task)
     if split.energy.dtype == np.float16:
         click.echo(
@@ -125,7 +139,33 @@ def _split(
             "with outputs.energy.prediction_dtype: float32",
             err=True,
         )
-    if task is Task.IS2RE:
+    return split
+
+
+def _predict(
+    checkpoint: Path, path: Path, task: Task, batch_size: int, total: int
+) -> SplitPredictions:
+    from ocp_faenet.adapters.predictions import predict_lmdb
+
+    wants_forces = task is Task.S2EF
+    with tqdm(total=total, desc=str(path), unit="structure") as bar:
+        try:
+            arrays = predict_lmdb(
+                checkpoint, path, forces=wants_forces, batch_size=batch_size, progress=bar.update
+            )
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
+    return files.as_predictions(arrays, task, str(path))
+
+
+def _arrange(
+    name: str,
+    split: SplitPredictions,
+    path: Path,
+    layout: Layout,
+    records: Mapping[str, SplitRecords],
+) -> SplitPredictions:
+    if split.forces is None:
         return split
     if name in records:
         return files.arrange_forces(split, records[name], layout)

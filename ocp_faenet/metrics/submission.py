@@ -104,7 +104,11 @@ def read_predictions(path: Path, task: Task) -> SplitPredictions:
     Raises:
         SubmissionError: missing keys, or arrays whose lengths contradict each other.
     """
-    arrays = read_arrays(path)
+    return as_predictions(read_arrays(path), task, str(path))
+
+
+def as_predictions(arrays: Mapping[str, Array], task: Task, path: str) -> SplitPredictions:
+    """One split from arrays named as the host names them; ``path`` is for messages."""
     wanted = ("ids", "energy") + (("forces", "chunk_idx") if task is Task.S2EF else ())
     missing = [key for key in wanted if key not in arrays]
     if missing:

@@ -1,0 +1,200 @@
+"""Studies: what identifies a run, the pool of processes, and the comparison of the models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from torch.utils.tensorboard import SummaryWriter
+
+from ocp_faenet.adapters import pool
+from ocp_faenet.adapters.curves import read_curves
+from ocp_faenet.adapters.runs import RunSpec, file_digest, load_result, with_epochs, write_json
+from ocp_faenet.cli import main
+from ocp_faenet.cli.study import markdown_table
+from ocp_faenet.metrics.energies import energy_errors, mean_and_std, mean_baseline
+
+EMT = Path(__file__).parent.parent / "configs" / "oc20" / "emt" / "is2re"
+SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
+
+
+def spec(tiny: Path, model: str = "schnet", **overrides) -> RunSpec:
+    sources = {
+        split: {"src": str(tiny / "is2re" / where / "data.lmdb")}
+        for split, where in (("train", "train"), ("val", "val_id"))
+    }
+    return RunSpec(
+        model,
+        str(EMT / f"{model}.yml"),
+        {"dataset": sources, **overrides},
+        splits={"val_id": str(tiny / "is2re" / "val_id" / "data.lmdb")},
+    )
+
+
+def test_errors_by_hand():
+    scores = energy_errors([1.0, 2.0, 4.0], [1.0, 0.0, 1.0])
+    assert (scores.mae, scores.mse) == pytest.approx((5 / 3, 13 / 3))
+    base = mean_baseline([0.0, 2.0], [1.0, 4.0])
+    assert (base.mae, base.mse) == pytest.approx((1.5, 4.5))
+    assert mean_and_std([1.0, 3.0]) == pytest.approx((2.0, 2**0.5))
+    assert mean_and_std([1.0]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target"),
+    [([], []), ([1.0], [1.0, 2.0]), ([np.nan], [0.0]), ([[1.0]], [[1.0]])],
+)
+def test_errors_refuse_what_has_none(prediction, target):
+    with pytest.raises(ValueError):
+        energy_errors(prediction, target)
+
+
+def test_key_is_what_defines_the_run(tiny_data, tmp_path):
+    one = spec(tiny_data)
+    assert one.key() == replace(one, name="other").key()
+    assert one.key() != replace(one, seed=1).key()
+    assert one.key() != spec(tiny_data, optim={"lr_initial": 0.5}).key()
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tiny_data / "is2re", moved / "is2re")
+    assert spec(moved).key() == one.key()
+    (moved / "is2re" / "train" / "data.lmdb").write_bytes(b"other")
+    file_digest.cache_clear()
+    assert spec(moved).key() != one.key()
+    assert RunSpec.from_json(one.to_json()) == one
+
+
+def test_schedule_follows_the_epochs():
+    cosine = {"optim": {"batch_size": 16, "scheduler": "CosineAnnealingLR"}}
+    assert with_epochs(cosine, 33, 4) == {"optim": {"max_epochs": 4, "T_max": 12}}
+    cycle = {"optim": {"batch_size": 16, "scheduler": "OneCycleLR"}}
+    assert with_epochs(cycle, 32, 4) == {"optim": {"max_epochs": 4, "total_steps": 8}}
+    assert with_epochs({"optim": {"batch_size": 1}}, 8, 2) == {"optim": {"max_epochs": 2}}
+
+
+def test_curves_of_a_resumed_run(tmp_path):
+    for attempt, steps in enumerate(([1, 2, 3], [3, 4])):
+        with SummaryWriter(str(tmp_path), filename_suffix=str(attempt)) as writer:
+            for step in steps:
+                writer.add_scalar("train/loss", 10.0 * attempt + step, step, walltime=attempt)
+    assert read_curves(tmp_path)["train/loss"] == [(1, 1), (2, 2), (3, 13), (4, 14)]
+
+
+def test_table_reads_as_text():
+    lines = markdown_table(["model", "MAE"], [["mean", "0.5"], ["faenet", "0.05"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1] == "| :----- | ---: |"
+
+
+def test_failed_run_is_named(tmp_path, tiny_data):
+    bad = spec(tiny_data, model="schnet")
+    bad = replace(bad, overrides={**bad.overrides, "model": {"hidden_chanels": 3}})
+    with pytest.raises(pool.RunFailedError, match=r"schnet, seed 0: .*hidden_chanels.*log\.txt"):
+        pool.run_cached(bad, tmp_path)
+    assert load_result(bad.folder(tmp_path)) is None
+
+
+def test_killed_run_goes_on(tmp_path, tiny_data):
+    long = spec(tiny_data, optim={"max_epochs": 400, "checkpoint_every": 1, "eval_every": 1200})
+    folder = long.folder(tmp_path)
+    job = pool._start(long, folder)
+    checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
+    try:
+        wait_for(lambda: checkpoint.is_file() and (folder / "progress.json").is_file(), job)
+    finally:
+        os.kill(job.process.pid, signal.SIGKILL)
+        job.process.wait()
+    assert load_result(folder) is None
+    progress = json.loads((folder / "progress.json").read_text())
+    short = replace(long, overrides={**long.overrides, "optim": {"max_epochs": 1}})
+    (folder / "spec.json").write_text(short.to_json())  # the rest would take too long
+    result = subprocess.run(job.process.args, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    done = load_result(folder)
+    assert done["training"]["resumed_at_step"] >= 1
+    assert done["training"]["seconds"] >= progress["seconds"]
+
+
+def wait_for(condition, job, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert job.process.poll() is None, (job.folder / "log.txt").read_text()[-2000:]
+        assert time.monotonic() < end, "no checkpoint"
+        time.sleep(0.2)
+
+
+def test_half_written_result_is_none(tmp_path, monkeypatch):
+    write_json(tmp_path / "result.json", {"a": 1})
+
+    def dies(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "result.json", {"a": 2})
+    assert load_result(tmp_path) == {"a": 1}
+
+
+def compare(*args):
+    return CliRunner().invoke(main, ["compare", *map(str, args)])
+
+
+def test_compare_and_its_cache(tmp_path, tiny_data, monkeypatch):
+    out = tmp_path / "report.json"
+    arguments = ["--data", tiny_data, "--configs", EMT, "--models", "schnet,faenet"]
+    arguments += ["--epochs", 2, "--seeds", 2, "--runs", tmp_path / "runs", "--json", out]
+    result = compare(*arguments, "--plot", tmp_path / "plot.png")
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert [row["model"] for row in report["rows"]] == ["training mean", "faenet", "schnet"]
+    table = [line for line in result.output.splitlines() if line.startswith("|")]
+    assert len(table) == 5
+    assert all(split in table[0] for split in SPLITS)
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    faenet = report["rows"][1]
+    assert faenet["epochs"] == 2
+    for split in SPLITS:
+        assert_scores_are_those_of_the_predictions(tmp_path / "runs", faenet, split)
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("a finished run was started again")
+
+    monkeypatch.setattr(subprocess, "Popen", never)
+    again = compare(*arguments)
+    assert again.exit_code == 0
+    assert json.loads(out.read_text()) == report
+
+
+def assert_scores_are_those_of_the_predictions(runs: Path, row: dict, split: str) -> None:
+    """The host's metrics against plain numpy on the predictions it made."""
+    maes = []
+    for folder in sorted(runs.glob("faenet-seed*")):
+        saved = np.load(folder / f"predictions_{split}.npz")
+        maes.append(np.abs(saved["energy"] - saved["target"]).mean())
+    assert len(maes) == 2
+    assert row["splits"][split]["mae"] == pytest.approx(
+        (np.mean(maes), np.std(maes, ddof=1)), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "faenet,gemnet"], "--models gemnet"),
+        (["--data", "nowhere"], "nowhere/is2re/train/data.lmdb: no such file"),
+    ],
+)
+def test_bad_input_ends_early(arguments, message, tmp_path):
+    result = compare("--configs", EMT, "--runs", tmp_path / "runs", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
