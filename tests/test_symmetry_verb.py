@@ -9,8 +9,15 @@ import torch
 from click.testing import CliRunner
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
+from fairchem.core.datasets import data_list_collater
 
-from ocp_faenet.adapters.symmetry import batches, open_model, open_records, to_batch
+from ocp_faenet.adapters.symmetry import (
+    batches,
+    open_model,
+    open_records,
+    to_batch,
+    validation_errors,
+)
 from ocp_faenet.cli import main
 from plugin_fixtures import TINY, slab_record, write_lmdb
 
@@ -133,6 +140,26 @@ def test_batches_go_to_the_host_and_back_unchanged(place):
         assert int(batch.neighbors[index]) == stored.edge_index.shape[1]
     direct = model.trainer.predict(batch, per_image=False, disable_tqdm=True)
     torch.testing.assert_close(model(graph)["energy"], direct["energy"])
+
+
+def test_numbers_for_the_log_of_a_validation(place):
+    """The trainer's own loader, weights and mode; exact changes near zero, others not."""
+    model = {**MODEL, "frame_averaging": "2D", "fa_method": "det", "frame_source": "edges"}
+    trainer = open_model(write_checkpoint(place / "live.pt", model), double=True).trainer
+    records = [slab_record(seed, edges=True) for seed in range(5)]
+    trainer.val_loader = [
+        data_list_collater(records[:3], otf_graph=False),
+        data_list_collater(records[3:], otf_graph=False),
+    ]
+    trainer.model.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    errors = validation_errors(trainer)
+    assert trainer.model.training
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    assert errors["symmetry/rotation_z_energy_mev"] < 1e-7
+    assert errors["symmetry/image_forces_mev_per_a"] < 1e-7
+    assert errors["symmetry/rotation_energy_mev"] > 1e-3
+    assert errors == validation_errors(trainer)
 
 
 @pytest.mark.parametrize(

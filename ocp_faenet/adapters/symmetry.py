@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import pickle
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from torch_geometric.data import Batch
 
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
 from ocp_faenet.adapters.unpack import unpack
+from ocp_faenet.metrics.symmetry import SymmetryTable, symmetry_errors
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.graph import AtomGraph
 
@@ -42,11 +44,17 @@ class HostModel:
     stored_edges: bool
     config: FAENetConfig | None
 
+    @torch.no_grad()
     def __call__(self, graph: AtomGraph) -> Mapping[str, Tensor]:
         """``energy`` ``(B, 1)``, eV, and ``forces`` ``(N, 3)``, eV/Å, where predicted."""
         batch = to_batch(graph, edges=self.stored_edges)
-        found = self.trainer.predict(batch, per_image=False, disable_tqdm=True)
-        return {key: found[key].cpu() for key in ("energy", "forces") if key in found}
+        # Not the host's `predict`: with an average of weights it leaves that in their place.
+        found = self.trainer._forward(batch)
+        return {
+            key: self.trainer._denorm_preds(key, found[key], batch).cpu()
+            for key in ("energy", "forces")
+            if key in found
+        }
 
 
 def open_model(path: Path, *, double: bool = False, cpu: bool = True) -> HostModel:
@@ -81,18 +89,57 @@ def open_model(path: Path, *, double: bool = False, cpu: bool = True) -> HostMod
         inference_only=True,
     )
     trainer.load_checkpoint(str(path), checkpoint, inference_only=True)
-    trainer.scaler = None
+    trainer.model.eval()
+    if trainer.ema is not None:
+        trainer.ema.copy_to()
     if double:
         trainer.model.double()
+    return live_model(trainer)
+
+
+def live_model(trainer: Any) -> HostModel:
+    """The model that a trainer holds, as it is now."""
     network = trainer._unwrapped_model
     network = getattr(network, "backbone", network)
     ours = getattr(network, "config", None)
     return HostModel(
         trainer,
-        torch.float64 if double else torch.float32,
+        next(network.parameters()).dtype,
         stored_edges=not getattr(network, "otf_graph", False),
         config=ours if isinstance(ours, FAENetConfig) else None,
     )
+
+
+def validation_errors(trainer: Any, split: str = "val", *, limit: int = 4) -> dict[str, float]:
+    """Mean symmetry errors over the first batches of a split, for the trainer's log.
+
+    The same random changes at every validation. Weights and training mode stay as they are.
+
+    Args:
+        trainer: the host's, with its loaders.
+        split: ``val`` or ``test``.
+        limit: batches to look at.
+
+    Returns:
+        ``symmetry/<change>_energy_mev`` and, with forces, ``symmetry/<change>_forces_mev_per_a``.
+    """
+    model, table = live_model(trainer), SymmetryTable()
+    generator = torch.Generator().manual_seed(0)
+    training = trainer.model.training
+    trainer.model.eval()
+    try:
+        for batch in itertools.islice(getattr(trainer, f"{split}_loader"), limit):
+            graph = to_graph(batch, model)
+            ids = [str(k) for k in range(graph.num_graphs)]
+            table.add(symmetry_errors(model, graph, generator=generator), ids)
+    finally:
+        trainer.model.train(training)
+    parts = ((table.energy(), "energy_mev"), (table.forces(), "forces_mev_per_a"))
+    return {
+        f"symmetry/{kind.name.lower()}_{unit}": score.mean
+        for scores, unit in parts
+        for kind, score in scores.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
