@@ -52,7 +52,7 @@ HEADS = {
 
 @pytest.fixture(scope="session")
 def area(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test workers of this session share."""
+    """A folder that all test workers of this run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if base.name.startswith("popen-") else base
 
