@@ -455,3 +455,9 @@ def test_batch_norm_free_predictions_do_not_see_batch_mates() -> None:
     together: dict[str, Tensor] = model(batch_of(0, 1, 2))
     alone = model(batch_of(1))
     torch.testing.assert_close(together["energy"][1:2], alone["energy"])
+
+
+def test_loader_refuses_frames_that_are_learned() -> None:
+    """The network that chooses them lives in the model."""
+    with pytest.raises(ValueError, match=r"fa_method 'learned' is learned in the model"):
+        frame_averaging(fx.slab_record(0), {"frame_averaging": "2D", "fa_method": "learned"})

@@ -72,6 +72,11 @@ def _graph(data: Data, settings: FAENetConfig) -> AtomGraph:
 @functools.cache
 def _provider(items: tuple[tuple[str, Any], ...]) -> tuple[FrameProvider, FAENetConfig]:
     settings = validate_config({"tag_hidden_channels": 0, **dict(items)})
+    if settings.fa_method is not None and settings.fa_method.is_learned:
+        raise ValueError(
+            f"transforms.frame_averaging: fa_method {settings.fa_method.value!r} is learned in "
+            "the model, which a loader does not have; leave the transform out"
+        )
     return frame_providers(settings)[0], settings
 
 

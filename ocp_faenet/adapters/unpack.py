@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocp_faenet.adapters.records import graph_names
-from ocp_faenet.geometry.neighbors import neighbor_list
+from ocp_faenet.geometry.neighbors import NeighborLimit, neighbor_list
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER
@@ -136,5 +136,6 @@ def _search(
         cell=cell,
         pbc=pbc,
         max_neighbors=config.max_num_neighbors,
+        limit=NeighborLimit.SHELL,  # a cut shell would depend on the order of atoms
     )
     return found.edge_index, None if cell is None else found.cell_offsets

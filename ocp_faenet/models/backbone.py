@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ocp_faenet.geometry.pairs import undirected_pairs
 from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnection
+from ocp_faenet.models.frame_provider import Frames
 from ocp_faenet.models.frames import frame_providers
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
@@ -131,11 +132,24 @@ class FAENetBackbone(nn.Module):
                 "tags: the structures have none, but tag_hidden_channels is "
                 f"{self.config.tag_hidden_channels}; add tags, or set tag_hidden_channels: 0"
             )
-        if self.training and self.config.dropout_edge > 0:
-            graph = self._drop_edges(graph, generator)
         if rotations is None:
-            frames = self.train_frames if self.training else self.eval_frames
-            rotations = frames(graph, generator)
+            provider = self.train_frames if self.training else self.eval_frames
+            frames = provider.frames(graph, generator)
+        else:
+            frames = Frames(rotations)
+        copies = frames.copies(graph)
+        if self.training and self.config.dropout_edge > 0:
+            copies = self._drop_edges(copies, generator)
+        layers, final = self._propagate(copies, frames.rotations)
+        return Embedding(
+            tuple(frames.collect(h, graph) for h in layers),
+            frames.collect(final, graph),
+            frames.rectangular(),
+            graph.topology,
+        )
+
+    def _propagate(self, graph: AtomGraph, rotations: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Embeddings after each layer and those read out, ``(F, N, C)`` each."""
         topology = graph.topology
         turned = torch.einsum(
             "ej,efjk->fek", graph.edge_vectors, rotations[graph.batch[topology.target]]
@@ -149,7 +163,7 @@ class FAENetBackbone(nn.Module):
             layers.append(h)
         if self.mix_atoms is not None:
             h = self.act(self.mix_atoms(torch.cat(torch.broadcast_tensors(*layers), dim=-1)))
-        return Embedding(tuple(layers), h, rotations, topology)
+        return layers, h
 
     def _drop_edges(self, graph: AtomGraph, generator: torch.Generator | None) -> AtomGraph:
         pair, n = undirected_pairs(graph.edge_index, graph.cell_offsets, graph.num_atoms)

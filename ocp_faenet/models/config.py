@@ -142,7 +142,8 @@ class FAENetConfig:
         cutoff: radius of the graph, Å (report, equation 5). Stored edges beyond it are dropped.
         use_pbc: periodic neighbours; needs ``cell``.
         otf_graph: build the graph in the model instead of reading stored edges.
-        max_num_neighbors: most neighbours of an atom in a graph built here, nearest first.
+        max_num_neighbors: neighbours of an atom in a graph built here, nearest first; a shell
+            of equal distances that does not fit is kept whole.
         act: activation.
         hidden_channels, num_filters, num_interactions, num_gaussians: sizes.
         tag_hidden_channels: width of the tag embedding, 0 for none.
