@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ocp_faenet.geometry.lattice import reduced_cells
 from ocp_faenet.geometry.transforms import random_cell_changes
 from ocp_faenet.models import AtomGraph, transforms
 from ocp_faenet.models.config import FrameSource
@@ -140,3 +141,21 @@ def test_lattice_frames_need_a_cell(batch):
 
 def _generator(seed):
     return torch.Generator().manual_seed(seed)
+
+
+def test_reduced_cells_hold_the_shortest_vectors_however_skewed_the_cell():
+    generator = _generator(0)
+    cell = torch.randn(40, 3, 3, generator=generator, dtype=torch.float64) + 2 * torch.eye(3)
+    skewed = cell
+    for _ in range(3):
+        skewed = random_cell_changes(40, in_plane=False, generator=generator) @ skewed
+    assert float((skewed.norm(dim=-1) / cell.norm(dim=-1)).amax()) > 20
+    counts = torch.cartesian_prod(*[torch.arange(-4.0, 5.0, dtype=torch.float64)] * 3)
+    lengths = (counts[counts.abs().sum(-1) > 0] @ reduced_cells(cell)).norm(dim=-1)
+    reduced = reduced_cells(skewed)
+    torch.testing.assert_close(reduced[:, 0].norm(dim=-1), lengths.amin(-1))
+    assert bool((reduced.norm(dim=-1).diff(dim=-1) >= -1e-9).all())
+    change = reduced @ torch.linalg.inv(cell)  # the same lattice: whole numbers, determinant 1
+    torch.testing.assert_close(change, change.round(), rtol=0, atol=1e-6)
+    determinant = torch.linalg.det(change).abs()
+    torch.testing.assert_close(determinant, torch.ones_like(determinant))
