@@ -137,7 +137,8 @@ def test_files_need_nothing_of_this_package(tiny_data):
     script = (
         "import sys; sys.modules['ocp_faenet'] = None\n"
         "import lmdb, pickle\n"
-        f"env = lmdb.open({str(tiny_data / 'is2re/val_id/data.lmdb')!r}, subdir=False)\n"
+        f"path = {str(tiny_data / 'is2re/val_id/data.lmdb')!r}\n"
+        "env = lmdb.open(path, subdir=False, readonly=True, lock=False)\n"
         "item = pickle.loads(env.begin().get(b'0'))\n"
         "assert item.pos.shape == (item.natoms, 3) and item.pos.is_contiguous()\n"
         "item.pos += 1\n"
