@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
+
+from ocp_faenet.data.reader import lmdb_files, open_lmdb
 
 
 def inventory(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -28,18 +28,14 @@ def inventory(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     ids: list[str] = []
     natoms: list[int] = []
     free: list[NDArray[Any]] = []
-    for file in _files(path):
-        for key, record in _records(file):
-            fields = _fields(record)
-            if "sid" not in fields or "atomic_numbers" not in fields:
-                raise ValueError(f"{file}: record {key} has no 'sid' or no 'atomic_numbers'")
-            count = len(fields["atomic_numbers"])
-            fixed = fields.get("fixed")
-            ids.append(_name(fields))
-            natoms.append(count)
-            free.append(np.ones(count, bool) if fixed is None else np.asarray(fixed) == 0)
-    if not ids:
-        raise ValueError(f"{path}: no record in it")
+    for which, fields in _records(path):
+        if "sid" not in fields or "atomic_numbers" not in fields:
+            raise ValueError(f"{which} has no 'sid' or no 'atomic_numbers'")
+        count = len(fields["atomic_numbers"])
+        fixed = fields.get("fixed")
+        ids.append(_name(fields))
+        natoms.append(count)
+        free.append(np.ones(count, bool) if fixed is None else np.asarray(fixed) == 0)
     return np.array(ids), np.array(natoms), np.concatenate(free)
 
 
@@ -51,53 +47,20 @@ def relaxed_energies(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     """
     ids: list[str] = []
     energies: list[float] = []
-    for file in _files(path):
-        for key, record in _records(file):
-            fields = _fields(record)
-            if fields.get("y_relaxed") is None:
-                raise ValueError(f"{file}: record {key} has no 'y_relaxed'; this is no IS2RE split")
-            ids.append(_name(fields))
-            energies.append(float(_scalar(fields["y_relaxed"])))
-    if not ids:
-        raise ValueError(f"{path}: no record in it")
+    for which, fields in _records(path):
+        if fields.get("y_relaxed") is None:
+            raise ValueError(f"{which} has no 'y_relaxed'; this is no IS2RE split")
+        ids.append(_name(fields))
+        energies.append(float(_scalar(fields["y_relaxed"])))
     return np.array(ids), np.array(energies)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.lmdb"))
-    if not files:
-        raise ValueError(f"{path}: no such file, nor a folder with .lmdb files")
-    return files
-
-
-def _records(file: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        env = lmdb.open(str(file), subdir=False, readonly=True, lock=False, max_readers=1)
-    except lmdb.Error as error:
-        raise ValueError(f"{file}: not a readable LMDB ({error})") from error
-    try:
-        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        if file.stat().st_size < needed:  # reading past the end would be a bus error
-            raise ValueError(f"{file}: truncated, {file.stat().st_size} bytes of {needed}")
-        with env.begin() as transaction:
-            length = transaction.get(b"length")
-            total = env.stat()["entries"] if length is None else pickle.loads(length)
-            for key in range(total):
-                stored = transaction.get(str(key).encode("ascii"))
-                if stored is None:
-                    raise ValueError(f"{file}: record {key} of {total} is missing")
-                yield key, pickle.loads(stored)
-    finally:
-        env.close()
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """Content of a record, whichever PyG pickled it (before 2.0 it was the plain ``__dict__``)."""
-    content = vars(record)
-    store = content.get("_store")
-    return dict(content) if store is None else dict(store.items())
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every record of the files under ``path``, with words that name it."""
+    for file in lmdb_files(path):
+        with open_lmdb(file) as records:
+            for key, fields in enumerate(records):
+                yield f"{file}: record {key}", fields
 
 
 def _name(fields: dict[str, Any]) -> str:
