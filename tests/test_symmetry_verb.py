@@ -181,3 +181,22 @@ def test_bad_input_is_one_line_and_exit_code_2(place, checkpoint, src, message):
     assert result.exit_code == 2
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_trainer_logs_them_where_asked(monkeypatch, wanted):
+    import ocp_faenet.adapters.trainer as module
+
+    logged = []
+
+    class Logger:
+        def log(self, values, step, split):
+            logged.append((values, step, split))
+
+    monkeypatch.setattr(module.OCPTrainer, "validate", lambda self, split, quiet: {"loss": 1})
+    monkeypatch.setattr(module, "validation_errors", lambda trainer, split: {"symmetry/x": 2.0})
+    trainer = object.__new__(module.FAENetTrainer)
+    trainer.config = {"evaluation_metrics": {"symmetry_metrics": wanted}}
+    trainer.logger, trainer.step = Logger(), 7
+    assert trainer.validate("val", True) == {"loss": 1}
+    assert logged == ([({"symmetry/x": 2.0}, 7, "val")] if wanted else [])

@@ -14,6 +14,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.trainers import OCPTrainer
 
 from ocp_faenet.adapters.preflight import check_run_config
+from ocp_faenet.adapters.symmetry import validation_errors
 
 #: Short names of our models and what stands for them in any process.
 DOTTED = {
@@ -38,7 +39,7 @@ def dotted_names(section: Any) -> Any:
 
 @registry.register_trainer("faenet")
 class FAENetTrainer(OCPTrainer):
-    """`OCPTrainer` with four additions.
+    """`OCPTrainer` with five additions.
 
     1. The configuration and the data files are checked before anything is built.
     2. A checkpoint is written beside the old one and then put in its place, so that a run
@@ -47,6 +48,7 @@ class FAENetTrainer(OCPTrainer):
        time silently resumes the first. ``--timestamp-id`` still decides where it is given.
     4. Short names of our models are stored as dotted ones, so that a checkpoint opens in a
        process that has never imported this package (`OCPCalculator`).
+    5. ``evaluation_metrics.symmetry_metrics: true`` logs symmetry errors with each validation.
 
     Checkpoints open in the stock trainer and the other way round.
     """
@@ -79,6 +81,15 @@ class FAENetTrainer(OCPTrainer):
                     f"dataset.{split}: no record is left after first_n, sample_n, max_atoms or "
                     "subset_to; loosen them"
                 )
+
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> Any:
+        """The stock validation; then symmetry errors to the log, where asked for."""
+        metrics = super().validate(split, disable_tqdm)
+        if self.config["evaluation_metrics"].get("symmetry_metrics"):
+            errors = validation_errors(self, split)
+            if self.logger is not None and distutils.is_master():
+                self.logger.log(errors, step=self.step, split=split)
+        return metrics
 
     def save(
         self,
