@@ -155,7 +155,7 @@ def test_compare_and_its_cache(tmp_path, tiny_data, monkeypatch):
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
     assert [row["model"] for row in report["rows"]] == ["training mean", "faenet", "schnet"]
-    table = [line for line in result.output.splitlines() if line.startswith("|")]
+    table = [line for line in result.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 5
     assert all(split in table[0] for split in SPLITS)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
