@@ -151,7 +151,8 @@ def test_compare_and_its_cache(tmp_path, tiny_data, monkeypatch):
     out = tmp_path / "report.json"
     arguments = ["--data", tiny_data, "--configs", EMT, "--models", "schnet,faenet"]
     arguments += ["--epochs", 2, "--seeds", 2, "--runs", tmp_path / "runs", "--json", out]
-    result = compare(*arguments, "--plot", tmp_path / "plot.png")
+    markdown = tmp_path / "table.md"
+    result = compare(*arguments, "--plot", tmp_path / "plot.png", "--markdown", markdown)
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
     assert [row["model"] for row in report["rows"]] == ["training mean", "faenet", "schnet"]
