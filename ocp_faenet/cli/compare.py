@@ -248,9 +248,9 @@ def _value(pair: Sequence[float]) -> str:
 def _sentences(report: Mapping[str, Any]) -> list[str]:
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     lines = [
-        "MAE in eV, MSE in eV², of the weights after the last epoch; mean ± standard deviation "
-        f"over {report['seeds']} seeds. Budget: {report['budget']}; minutes are wall time, "
-        f"validation after every epoch included. {report['train_size']} training structures; "
+        "MAE in eV, MSE in eV², of the weights after the last epoch; mean ± standard "
+        f"deviation over seeds 0 to {report['seeds'] - 1}. Budget: {report['budget']}; minutes are wall "
+        f"time, validation after every epoch included. {report['train_size']} training structures; "
         f"{sizes}. {report['machine']}; {report['jobs']} runs at a time, one thread each."
     ]
     scores = {row["model"]: row["splits"]["val_id"]["mae"][0] for row in report["rows"]}

@@ -99,6 +99,7 @@ def comparison(
         for points in curves.get(model, ()):
             right.plot(*np.array(points).T, color=_colour(index), alpha=0.7, lw=1.2)
     right.set(xlabel="epoch", ylabel="val_id MAE (eV)", yscale="log", title="Learning, each seed")
+    right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for axis in (left, right):
         _plain_log(axis)
     handles, labels = left.get_legend_handles_labels()
