@@ -247,11 +247,12 @@ def _value(pair: Sequence[float]) -> str:
 
 def _sentences(report: Mapping[str, Any]) -> list[str]:
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
+    seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
     lines = [
-        "MAE in eV, MSE in eV², of the weights after the last epoch; mean ± standard "
-        f"deviation over seeds 0 to {report['seeds'] - 1}. Budget: {report['budget']}; minutes are wall "
-        f"time, validation after every epoch included. {report['train_size']} training structures; "
-        f"{sizes}. {report['machine']}; {report['jobs']} runs at a time, one thread each."
+        "MAE in eV, MSE in eV², of the weights after the last epoch; mean ± standard deviation, "
+        f"{seeds}. Budget: {report['budget']}; minutes are wall time, validation after every "
+        f"epoch included. {report['train_size']} training structures; {sizes}. "
+        f"{report['machine']}; {report['jobs']} runs at a time, one thread each."
     ]
     scores = {row["model"]: row["splits"]["val_id"]["mae"][0] for row in report["rows"]}
     if "faenet" in scores:
