@@ -121,6 +121,7 @@ def test_killed_run_goes_on(tmp_path, tiny_data):
     done = load_result(folder)
     assert done["training"]["resumed_at_step"] >= 1
     assert done["training"]["seconds"] >= progress["seconds"]
+    assert done["training"]["cpu_seconds"] >= progress["cpu_seconds"]
 
 
 def wait_for(condition, job, seconds: float = 240.0) -> None:

@@ -96,7 +96,8 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
     validation, start, first = Stopwatch(), time.perf_counter(), trainer.step
-    before, cpu = _seconds_so_far(folder), time.process_time()
+    before, cpu_before = _seconds_so_far(folder)
+    cpu = time.process_time()
     total = len(trainer.train_loader) * trainer.config["optim"]["max_epochs"]
     advance, shown = trainer.scheduler.step, 0.0
 
@@ -106,8 +107,12 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
         now = time.perf_counter()
         if now - shown > 1.0:
             shown = now
-            elapsed = before + now - start
-            state = {"step": trainer.step, "steps": total, "seconds": elapsed}
+            state = {
+                "step": trainer.step,
+                "steps": total,
+                "seconds": before + now - start,
+                "cpu_seconds": cpu_before + time.process_time() - cpu,
+            }
             write_json(folder / "progress.json", state)
 
     trainer.scheduler.step = step
@@ -118,7 +123,7 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
     seen = steps / max(len(trainer.train_loader), 1) * len(trainer.train_dataset)
     training = {
         "seconds": before + seconds,
-        "cpu_seconds": time.process_time() - cpu,
+        "cpu_seconds": cpu_before + time.process_time() - cpu,
         "validation_seconds": validation.seconds,
         "samples_per_second": seen / max(seconds - validation.seconds, 1e-9),
         "resumed_at_step": first,
@@ -127,12 +132,14 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
     return training
 
 
-def _seconds_so_far(folder: Path) -> float:
-    """Seconds that an interrupted attempt spent, if its checkpoint is there to go on from."""
+def _seconds_so_far(folder: Path) -> tuple[float, float]:
+    """Wall and CPU seconds that an interrupted attempt spent, if its checkpoint is there to go
+    on from."""
     path = folder / "progress.json"
     if not path.is_file() or not (folder / "checkpoints" / "run" / "checkpoint.pt").is_file():
-        return 0.0
-    return float(json.loads(path.read_text())["seconds"])
+        return 0.0, 0.0
+    state = json.loads(path.read_text())
+    return float(state["seconds"]), float(state.get("cpu_seconds", 0.0))
 
 
 @torch.no_grad()
