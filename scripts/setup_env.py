@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 
@@ -109,6 +110,8 @@ def set_up() -> None:
 
 def main() -> int:
     """Exit status: 0, or 1 after one line on standard error."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ended by a batch system, a closed terminal
+        signal.signal(number, signal.default_int_handler)
     try:
         set_up()
     except (SetupError, OSError) as error:

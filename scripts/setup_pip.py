@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +20,15 @@ HEARTBEAT = 60.0  # seconds between signs of life
 def say(message: str) -> None:
     """One line of progress."""
     print(f"setup: {message}", flush=True)
+
+
+def end_group(process: subprocess.Popen[bytes], patience: float = 5.0) -> None:
+    """End ``process`` and all that it started: asked first, then killed."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 class Environment:
@@ -41,17 +52,29 @@ class Environment:
             log.write(f"\n# {step}\n")
             log.flush()
             start = log.tell()
-            with subprocess.Popen(
-                command, cwd=ROOT, env=self.env | extra_env, stdout=log, stderr=subprocess.STDOUT
-            ) as process:
-                while True:
-                    try:
-                        code = process.wait(HEARTBEAT)
-                        break
-                    except subprocess.TimeoutExpired:
-                        say(f"  {step}: {(time.monotonic() - began) / 60:.0f} min so far")
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.env | extra_env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # one group with its compilers, so that all of them end
+            )
+            try:
+                code = self.wait(process, step, began)
+            except BaseException:
+                end_group(process)
+                raise
             log.seek(start)
             return code == 0, log.read()
+
+    def wait(self, process: subprocess.Popen[bytes], step: str, began: float) -> int:
+        """Exit status of ``process``; a line each minute until then."""
+        while True:
+            try:
+                return process.wait(HEARTBEAT)
+            except subprocess.TimeoutExpired:
+                say(f"  {step}: {(time.monotonic() - began) / 60:.0f} min so far")
 
     def pip(self, step: str, *args: str, source: str = "the package index", **env: str) -> None:
         """``pip`` in the environment; raises ``SetupError`` with one line."""

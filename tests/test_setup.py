@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -245,3 +247,39 @@ class TestPins:
         )
         with pytest.raises(SetupError, match="no line torch=="):
             rules.pinned("torch-scatter==2.1.2\n", "torch")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_set_up_that_is_ended_leaves_nothing_running(tree: Path, number: signal.Signals) -> None:
+    """pip and the compilers that it started end with it, those that ignore SIGTERM too."""
+    pids = tree / "pids"
+    stubborn = (
+        f"trap '' TERM INT HUP; sleep 600 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
+    )
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import setup_env, setup_pip, setup_rules\n"
+        "setup_pip.LOG.parent.mkdir(exist_ok=True)\n"
+        "where = setup_pip.Environment(setup_rules.Settings.read({}, '3.11', {}))\n"
+        "setup_env.set_up = lambda: where.run('compiled', ['/bin/sh', '-c', sys.argv[2]])\n"
+        "sys.exit(setup_env.main())\n"
+    )
+    command = [sys.executable, "-c", code, str(tree / "scripts"), stubborn]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not pids.exists():
+            assert time.monotonic() < until, process.poll()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "setup: interrupted; call again and it goes on from here\n"
+    for pid in map(int, pids.read_text().split()):
+        assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that waits to be collected does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -61,7 +61,7 @@ def measure(
     training: bool,
     repeats: int,
     warmup: int = 2,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time one pass over ``graph`` for each contender, in turn, ``repeats`` times.
 
