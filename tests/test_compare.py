@@ -20,7 +20,7 @@ from ocp_faenet.adapters import pool
 from ocp_faenet.adapters.curves import read_curves
 from ocp_faenet.adapters.runs import RunSpec, file_digest, load_result, with_epochs, write_json
 from ocp_faenet.cli import main
-from ocp_faenet.cli.study import markdown_table
+from ocp_faenet.cli.output import markdown_table
 from ocp_faenet.metrics.energies import energy_errors, mean_and_std, mean_baseline
 
 EMT = Path(__file__).parent.parent / "configs" / "oc20" / "emt" / "is2re"

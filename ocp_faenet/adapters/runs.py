@@ -75,8 +75,10 @@ class RunSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def folder(self, root: Path) -> Path:
-        """Where the run lives under ``root``."""
-        return root / f"{self.name}-seed{self.seed}-{self.key()}"
+        """Where the run lives under ``root``: its name does not matter if its key is there."""
+        key = self.key()
+        same = sorted(root.glob(f"*-seed{self.seed}-{key}"))
+        return same[0] if same else root / f"{self.name}-seed{self.seed}-{key}"
 
     def runnable(self, folder: Path) -> dict[str, Any]:
         """The configuration as ``fairchem --mode train`` would build it, kept in ``folder``."""

@@ -22,25 +22,26 @@ from fairchem.core.datasets.base_dataset import create_dataset
 from ocp_faenet.adapters.curves import read_curves
 from ocp_faenet.adapters.runs import RunSpec, load_result, write_json
 
-#: Scalars of the host's log that a result keeps.
-CURVES = ("train/loss", "train/lr", "val/loss", "val/energy_mae")
+#: Scalars of the host's log that a result keeps begin so.
+CURVES = ("train/", "val/")
 
 
 class Stopwatch:
-    """Seconds spent inside the functions it wraps."""
+    """Seconds, and seconds of CPU time, spent inside the functions it wraps."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, timed."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
                 self.seconds += time.perf_counter() - start
+                self.cpu_seconds += time.process_time() - cpu
 
         return timed
 
@@ -85,7 +86,7 @@ def _run(spec: RunSpec, folder: Path) -> dict[str, Any]:
             "training": training,
             "splits": splits,
             "checkpoint": str(checkpoint),
-            "curves": {tag: curves.get(tag, []) for tag in CURVES},
+            "curves": {tag: points for tag, points in curves.items() if tag.startswith(CURVES)},
             "torch": torch.__version__,
         }
 
@@ -118,14 +119,15 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
     trainer.scheduler.step = step
     trainer.validate = validation.around(trainer.validate)
     task.run()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     steps = trainer.step - first
     seen = steps / max(len(trainer.train_loader), 1) * len(trainer.train_dataset)
     training = {
         "seconds": before + seconds,
-        "cpu_seconds": cpu_before + time.process_time() - cpu,
+        "cpu_seconds": cpu_before + cpu_seconds,
         "validation_seconds": validation.seconds,
         "samples_per_second": seen / max(seconds - validation.seconds, 1e-9),
+        "samples_per_cpu_second": seen / max(cpu_seconds - validation.cpu_seconds, 1e-9),
         "resumed_at_step": first,
     }
     write_json(finished, training)
@@ -150,13 +152,17 @@ def _evaluate(trainer: Any, src: str, folder: Path, name: str) -> dict[str, floa
     batch = trainer.config["optim"].get("eval_batch_size", trainer.config["optim"]["batch_size"])
     loader = trainer.get_dataloader(dataset, trainer.get_sampler(dataset, batch, shuffle=False))
     trainer.val_loader = loader
-    start = time.perf_counter()
-    metrics = trainer.validate("val", disable_tqdm=True)
-    seconds = time.perf_counter() - start
+    watch = Stopwatch()
+    metrics = watch.around(trainer.validate)("val", disable_tqdm=True)
     scores = {key: float(value["metric"]) for key, value in metrics.items()}
     if "energy" in trainer.config["outputs"]:
         _save_energies(trainer, dataset, loader, folder / f"predictions_{name}.npz")
-    return {**scores, "structures": len(dataset), "samples_per_second": len(dataset) / seconds}
+    return {
+        **scores,
+        "structures": len(dataset),
+        "samples_per_second": len(dataset) / watch.seconds,
+        "samples_per_cpu_second": len(dataset) / watch.cpu_seconds,
+    }
 
 
 def _save_energies(trainer: Any, dataset: Any, loader: Any, path: Path) -> None:

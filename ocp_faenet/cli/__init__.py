@@ -8,7 +8,17 @@ import importlib.util
 import click
 
 #: verb -> module under ``ocp_faenet.cli`` that exports a click command of the same name.
-VERBS = ("benchmark", "compare", "convert", "data", "demo", "main", "submission", "symmetry")
+VERBS = (
+    "benchmark",
+    "compare",
+    "convert",
+    "data",
+    "demo",
+    "main",
+    "study",
+    "submission",
+    "symmetry",
+)
 
 
 class LazyVerbs(click.Group):

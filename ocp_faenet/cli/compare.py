@@ -13,7 +13,8 @@ import numpy as np
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs, write_json
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.study import machine_class, markdown_table, run_study
+from ocp_faenet.cli.output import machine_class, markdown_table
+from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.inventory import relaxed_energies
 from ocp_faenet.metrics.energies import mean_and_std, mean_baseline
 

@@ -78,32 +78,40 @@ def comparison(
     errors: Mapping[str, Mapping[str, tuple[float, float]]],
     curves: Mapping[str, Sequence[Points]],
     path: Path,
+    label: str = "MAE (eV)",
 ) -> None:
-    """MAE by split (with one standard deviation) and val_id MAE against epochs.
+    """Errors by split (with one standard deviation) and on the first split against epochs.
 
     Args:
-        errors: model, then split: mean and standard deviation of the MAE in eV.
-        curves: model: for each seed, val_id MAE in eV against epochs.
+        errors: model, then split: mean and standard deviation of the error.
+        curves: model: for each seed, the error on the first split against epochs.
         path: of the PNG.
+        label: what the error is, with its unit.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
     splits = list(next(iter(errors.values())))
     for index, (model, by_split) in enumerate(errors.items()):
         means, stds = np.array([by_split[split] for split in splits]).T
-        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * 0.12
-        style = {"fmt": "os^Dvp"[index % 6], "ms": 6, "capsize": 3, "color": _colour(index)}
+        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * min(
+            0.12, 0.8 / len(errors)
+        )
+        style = {"fmt": "os^DvpX*h<"[index % 10], "ms": 6, "capsize": 3, "color": _colour(index)}
         left.errorbar(place, means, stds, label=model, **style)
     left.set_xticks(range(len(splits)), splits)
-    left.set(ylabel="MAE (eV)", yscale="log", title="Validation splits")
+    left.set(ylabel=label, yscale="log", title="Splits")
     for index, model in enumerate(errors):
         for points in curves.get(model, ()):
             right.plot(*np.array(points).T, color=_colour(index), alpha=0.7, lw=1.2)
-    right.set(xlabel="epoch", ylabel="val_id MAE (eV)", yscale="log", title="Learning, each seed")
+    right.set(
+        xlabel="epoch", ylabel=f"{splits[0]} {label}", yscale="log", title="Learning, each seed"
+    )
     right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for axis in (left, right):
         _plain_log(axis)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False
+    )
     save(figure, path)
 
 
@@ -117,4 +125,8 @@ def _plain_log(axis: Any) -> None:
 
 
 def _colour(index: int) -> str:
-    return ("0.5", "C0", "C1", "C2", "C3", "C4")[index % 6]
+    """Okabe and Ito's palette, which the colour-blind tell apart, after a grey."""
+    return (
+        *("0.5", "#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+        *("#E69F00", "#56B4E9", "#000000", "#8C510A", "#999933"),
+    )[index % 10]

@@ -1,60 +1,137 @@
-"""What every study prints and draws: progress, tables, the machine's class."""
+"""``ocp-faenet study``: a table over seeds from one file."""
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import click
+import numpy as np
 from tqdm import tqdm
 
-from ocp_faenet.adapters.pool import RunFailedError, run_all
-from ocp_faenet.adapters.runs import RunSpec
+from ocp_faenet.adapters.measurements import MEASUREMENTS, measure
+from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.output import machine_class, write_json
+from ocp_faenet.cli.study_report import insert, markdown_of, report_of
+from ocp_faenet.cli.training import run_study
+
+_PATH = click.Path(path_type=Path)
 
 
-def run_study(specs: Sequence[RunSpec], root: Path, jobs: int, title: str) -> list[dict[str, Any]]:
-    """Results of ``specs`` in their order, with a progress bar on standard error.
+@click.command(
+    epilog="\b\nocp-faenet study configs/studies/frame_methods.yml\n"
+    "ocp-faenet study configs/studies/frame_methods.yml --seeds 1 --epochs 1 --only det,all"
+)
+@click.argument("file", type=_PATH)
+@click.option("--data", type=_PATH, default=Path("data/emt/demo"), show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), help="Instead of the file's.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the file's, for all.")
+@click.option("--sample", type=click.IntRange(min=1), help="Training structures, likewise.")
+@click.option("--only", help="Variants to run, by commas; all if absent.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--runs",
+    type=_PATH,
+    default=Path("runs/studies"),
+    show_default=True,
+    help="Finished runs are taken from here, unfinished ones go on.",
+)
+@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
+@click.option("--plot", type=_PATH, help="Draw errors by split and learning curves (PNG).")
+@click.option(
+    "--into", type=_PATH, help="Replace the study's table in this document, between its markers."
+)
+def study(
+    file: Path,
+    data: Path,
+    seeds: int | None,
+    epochs: int | None,
+    sample: int | None,
+    only: str | None,
+    jobs: int,
+    runs: Path,
+    json_path: Path | None,
+    plot: Path | None,
+    into: Path | None,
+) -> None:
+    """Train the variants that FILE names over seeds and print one table.
 
-    Raises:
-        BadInputError: a file is missing or a run failed; one line that names it.
+    Every run is the stock trainer in a process of its own with one thread, cached by the hash of
+    its configuration, seed and data: a study that was interrupted goes on, and one that was
+    changed trains only what changed. FILE is explained in docs/studies.md.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    form = "{desc} {percentage:3.0f}%|{bar}| {postfix}[{elapsed}<{remaining}]"
-    pause = 0.5 if sys.stderr.isatty() else 60.0  # a log file needs no film
-    with tqdm(total=len(specs), desc=title, bar_format=form, mininterval=pause) as bar:
+    try:
+        plan = _shortened(read_plan(file), seeds, epochs, sample, only)
+        specs = specs_of(plan, file.parent, data)
+        if unknown := sorted(set(plan.measurements) - set(MEASUREMENTS)):
+            raise ValueError(f"{file}: measurements: no {unknown[0]}")
+        if into is not None:
+            insert(into.read_text(), file.stem, "")
+    except (ValueError, OSError) as error:
+        raise BadInputError(str(error)) from error
+    results = [
+        {**result, "name": spec.name}  # of a run that another study shares, if it has it cached
+        for spec, result in zip(specs, run_study(specs, runs, jobs, plan.title), strict=True)
+    ]
+    folders = [spec.folder(runs) for spec in specs]
+    measured = [
+        _measure(plan.measurements, *run)
+        for run in tqdm(
+            list(zip(specs, results, folders, strict=True)),
+            desc="Measuring",
+            disable=not plan.measurements,
+            file=sys.stderr,
+        )
+    ]
+    stamp = {"command": f"ocp-faenet study {file}", "data": data.name, "machine": machine_class()}
+    report = report_of(plan, results, measured, stamp)
+    click.echo(f"{plan.title}\n\n{markdown_of(report)}")
+    if json_path is not None:
+        write_json(json_path, report)
+    if plot is not None:
+        _draw(report, results, plot)
+    if into is not None:
+        into.write_text(insert(into.read_text(), file.stem, markdown_of(report)))
 
-        def show(finished: int, done: float) -> None:
-            bar.set_postfix_str(f"{finished} of {len(specs)} runs ", refresh=False)
-            bar.update(min(done, len(specs)) - bar.n)
 
-        try:
-            results = run_all(specs, root, jobs, show)
-        except (RunFailedError, ValueError, OSError) as error:
-            raise BadInputError(str(error)) from error
-        show(len(specs), float(len(specs)))
-    return results
+def _shortened(
+    plan: StudyPlan, seeds: int | None, epochs: int | None, sample: int | None, only: str | None
+) -> StudyPlan:
+    """``plan`` with what the command line says instead."""
+    variants = plan.variants
+    if only is not None:
+        if unknown := sorted(set(only.split(",")) - set(variants)):
+            raise ValueError(f"--only {unknown[0]}: the variants are {', '.join(variants)}")
+        variants = {key: variants[key] for key in variants if key in only.split(",")}
+    if epochs is not None:
+        variants = {key: each.model_copy(update={"epochs": None}) for key, each in variants.items()}
+    given = {"seeds": seeds, "epochs": epochs, "sample": sample}
+    changes = {key: value for key, value in given.items() if value is not None}
+    return plan.model_copy(update={**changes, "variants": variants})
 
 
-def machine_class() -> str:
-    """Cores, architecture and PyTorch of this machine, without its name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({platform.machine()}), torch {torch.__version__}"
+def _measure(names: Sequence[str], spec: Any, result: Any, folder: Path) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name in names:
+        values |= measure(name, spec, result, folder)
+    return values
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded so that it also reads well as text."""
-    lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    rule = [":" + "-" * (widths[0] - 1), *["-" * (width - 1) + ":" for width in widths[1:]]]
+def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    from ocp_faenet.cli.pictures import comparison
 
-    def join(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join([join(lines[0]), f"| {' | '.join(rule)} |", *map(join, lines[1:])])
+    key, label = next(iter(report["metrics"].items()))
+    errors = {
+        row["label"]: {split: tuple(scores[key]) for split, scores in row["splits"].items()}
+        for row in report["rows"]
+    }
+    labels = {row["variant"]: row["label"] for row in report["rows"]}
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    for result in results:
+        per_epoch = np.ceil(result["train_size"] / result["batch_size"])
+        points = [(step / per_epoch, mae) for step, mae in result["curves"][f"val/{key}"]]
+        curves.setdefault(labels[result["name"]], []).append(points)
+    comparison(errors, curves, path, label)

@@ -1,0 +1,32 @@
+"""What a study may measure of a trained checkpoint, beyond the host's metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ocp_faenet.adapters.runs import RunSpec, write_json
+
+#: Looks at a finished run: its spec and its result (``checkpoint`` holds the path of the
+#: weights). Returns numbers by the name that the table gives them, units included.
+Measurement = Callable[[RunSpec, Mapping[str, Any]], dict[str, float]]
+
+#: By the name that study files use. Raise the second when what it returns changes meaning.
+MEASUREMENTS: dict[str, tuple[Measurement, int]] = {}
+
+
+def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """What ``name`` says of a run, from its folder if it was measured before.
+
+    Raises:
+        ValueError: no such measurement.
+    """
+    if name not in MEASUREMENTS:
+        raise ValueError(f"measurements: no {name!r}, only {', '.join(MEASUREMENTS) or 'none'}")
+    measurement, version = MEASUREMENTS[name]
+    path = folder / f"measured_{name}_{version}.json"
+    if not path.is_file():
+        write_json(path, measurement(spec, result))
+    return dict(json.loads(path.read_text()))

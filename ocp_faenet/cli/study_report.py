@@ -1,0 +1,141 @@
+"""Numbers of a study: from results to JSON, from JSON to the table in a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ocp_faenet.adapters.plan import StudyPlan
+from ocp_faenet.cli.output import markdown_table
+from ocp_faenet.metrics.energies import mean_and_std
+
+Pair = tuple[float, float]
+
+
+def report_of(
+    plan: StudyPlan,
+    results: Sequence[Mapping[str, Any]],
+    measured: Sequence[Mapping[str, float]],
+    stamp: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All numbers, each as mean and standard deviation over the seeds.
+
+    Args:
+        plan: the study.
+        results: of its runs, with ``name`` the variant's key.
+        measured: what was measured of each run beside that.
+        stamp: where the numbers come from: command, data, machine.
+    """
+    rows = []
+    for key, variant in plan.variants.items():
+        mine = [index for index, result in enumerate(results) if result["name"] == key]
+        row = _row(plan, [results[index] for index in mine])
+        names = measured[mine[0]]
+        row["measured"] = {
+            name: mean_and_std([measured[index][name] for index in mine]) for name in names
+        }
+        rows.append({"variant": key, "label": variant.label or key, **row})
+    first = results[0]["splits"]
+    sizes = {split: int(first[split]["structures"]) for split in plan.splits}
+    return {
+        "title": plan.title,
+        **stamp,
+        "seeds": plan.seeds,
+        "train_size": results[0]["train_size"],
+        "split_sizes": sizes,
+        "metrics": plan.metrics,
+        "rows": rows,
+    }
+
+
+def _row(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    training = [result["training"] for result in results]
+    scores = {
+        split: {
+            key: mean_and_std([result["splits"][split][key] for result in results])
+            for key in plan.metrics
+        }
+        for split in plan.splits
+    }
+    main = next(iter(plan.metrics))
+    averages = [
+        sum(result["splits"][split][main] for split in plan.splits) / len(plan.splits)
+        for result in results
+    ]
+    evaluation = [
+        [result["splits"][split]["samples_per_cpu_second"] for split in plan.splits]
+        for result in results
+    ]
+    return {
+        "parameters": results[0]["parameters"],
+        "epochs": results[0]["epochs"],
+        "cpu_minutes": mean_and_std([entry["cpu_seconds"] / 60 for entry in training]),
+        "train_rate": mean_and_std([entry["samples_per_cpu_second"] for entry in training]),
+        "eval_rate": mean_and_std([sum(rates) / len(rates) for rates in evaluation]),
+        "splits": scores,
+        "average": mean_and_std(averages),
+    }
+
+
+def table_of(report: Mapping[str, Any]) -> str:
+    """The Markdown table of a report."""
+    splits, metrics = list(report["split_sizes"]), report["metrics"]
+    main = next(iter(metrics.values()))
+    header = ["", "parameters", "training samples/s", "inference samples/s"]
+    header += [f"{split} {label}" for label in metrics.values() for split in splits]
+    header += [f"mean {main}"] if len(splits) > 1 else []
+    measured = list(dict.fromkeys(name for row in report["rows"] for name in row["measured"]))
+    rows = []
+    for row in report["rows"]:
+        cells = [row["label"], f"{row['parameters']:,}"]
+        cells += [f"{row[rate][0]:.0f}" for rate in ("train_rate", "eval_rate")]
+        cells += [value(row["splits"][split][key]) for key in metrics for split in splits]
+        cells += [value(row["average"])] if len(splits) > 1 else []
+        cells += [
+            value(row["measured"][name]) if name in row["measured"] else "-" for name in measured
+        ]
+        rows.append(cells)
+    return markdown_table([*header, *measured], rows)
+
+
+def value(pair: Sequence[float]) -> str:
+    """Mean and standard deviation with three digits that count; ``0.042 ± 0.003``."""
+    mean, std = pair
+    if mean != 0 and not 1e-3 <= abs(mean) < 1e4:
+        return f"{mean:.1e}"
+    digits = 3 if abs(mean) < 10 else 1
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
+
+
+def sentence_of(report: Mapping[str, Any]) -> str:
+    """Where the numbers come from, in one paragraph."""
+    sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
+    seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
+    epochs = sorted({row["epochs"] for row in report["rows"]})
+    return (
+        f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
+        f"{' or '.join(map(str, epochs))} epochs on {report['train_size']} training structures of "
+        f"the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
+        f"{report['machine']}."
+    )
+
+
+def markdown_of(report: Mapping[str, Any]) -> str:
+    """Table and sentence."""
+    return f"{table_of(report)}\n\n{sentence_of(report)}"
+
+
+def insert(document: str, name: str, text: str) -> str:
+    """``document`` with what stands between the study's two markers replaced by ``text``.
+
+    The markers are ``<!-- study:NAME -->`` and ``<!-- /study:NAME -->``, each on its line.
+
+    Raises:
+        ValueError: the document lacks the markers.
+    """
+    begin, end = f"<!-- study:{name} -->", f"<!-- /study:{name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(document):
+        raise ValueError(f"no lines {begin} and {end}")
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document)

@@ -1,0 +1,165 @@
+"""Studies from a file: what is read, what is run, what the table says, what the documents hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ocp_faenet.adapters import measurements
+from ocp_faenet.adapters.plan import read_plan, specs_of
+from ocp_faenet.cli import main
+from ocp_faenet.cli.study_report import insert, markdown_of, value
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yml"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLAN = """
+title: Two sizes
+config: {config}
+epochs: 2
+seeds: 2
+sample: 12
+overrides: {{model: {{hidden_channels: 16}}}}
+variants:
+  small:
+  large: {{label: Larger, epochs: 1, overrides: {{model: {{hidden_channels: 24}}}}}}
+"""
+SCHNET = ROOT / "configs" / "oc20" / "emt" / "is2re" / "schnet.yml"
+
+
+def plan_file(folder: Path, text: str = PLAN) -> Path:
+    path = folder / "sizes.yml"
+    path.write_text(text.format(config=SCHNET))
+    return path
+
+
+def study(*args: object):
+    return CliRunner().invoke(main, ["study", *map(str, args)])
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_can_be_run(path, tiny_data):
+    plan = read_plan(path)
+    if not (tiny_data / plan.task).is_dir():
+        pytest.skip(f"the tiny set has no {plan.task}")
+    specs = specs_of(plan.model_copy(update={"sample": 4}), path.parent, tiny_data)
+    assert len(specs) == plan.seeds * len(plan.variants)
+    assert len({spec.key() for spec in specs}) == len(specs), "two variants are the same run"
+    assert set(plan.measurements) <= set(measurements.MEASUREMENTS)
+
+
+def test_variants_differ_as_the_file_says(tmp_path, tiny_data):
+    path = plan_file(tmp_path)
+    specs = specs_of(read_plan(path), tmp_path, tiny_data)
+    assert [(spec.name, spec.seed) for spec in specs] == [
+        ("small", 0), ("large", 0), ("small", 1), ("large", 1)
+    ]  # fmt: skip
+    small, large = (spec.config() for spec in specs[:2])
+    assert (small["model"]["hidden_channels"], large["model"]["hidden_channels"]) == (16, 24)
+    assert (small["optim"]["max_epochs"], large["optim"]["max_epochs"]) == (2, 1)
+    assert small["dataset"]["train"]["sample_n"] == 12
+    assert small["dataset"]["val"]["sample_n"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs: 2", "epochs: 0"), "epochs: Input should be greater than or equal to 1"),
+        (("seeds: 2", "seds: 2"), "seds: Extra inputs are not permitted"),
+        (("sample: 12", "sample: 1000000"), "sample: 1000000 of the"),
+        (("config: {config}", "config: nowhere.yml"), "variants.small: no configuration"),
+        (("  small:", "  small: ["), "no YAML"),
+        (("epochs: 2", "epochs: 2\nmeasurements: [weight]"), "measurements: no weight"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, tiny_data, change, message):
+    path = plan_file(tmp_path, PLAN.replace(*change))
+    done = study(path, "--data", tiny_data, "--runs", tmp_path / "runs")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_variant_and_missing_markers(tmp_path, tiny_data):
+    path = plan_file(tmp_path)
+    done = study(path, "--data", tiny_data, "--only", "huge")
+    assert done.exit_code == 2
+    assert "--only huge: the variants are small, large" in done.output
+    (tmp_path / "page.md").write_text("nothing here")
+    done = study(path, "--data", tiny_data, "--into", tmp_path / "page.md")
+    assert done.exit_code == 2
+    assert "<!-- study:sizes -->" in done.output
+
+
+def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
+    """Trains, measures, prints, writes; a second call trains and measures nothing."""
+    measured = []
+
+    def count(spec, result):
+        measured.append(spec.seed)
+        return {"parameters in thousands": result["parameters"] / 1000 + spec.seed}
+
+    monkeypatch.setitem(measurements.MEASUREMENTS, "size", (count, 1))
+    path = plan_file(tmp_path, PLAN.replace("title", "measurements: [size]\ntitle"))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- study:sizes -->\nold\n<!-- /study:sizes -->\nafter\n")
+    args = (path, "--data", tiny_data, "--runs", tmp_path / "runs", "--into", page)
+    args += ("--json", tmp_path / "s.json", "--plot", tmp_path / "s.png", "--jobs", 2)
+    first = study(*args)
+    assert first.exit_code == 0, first.output
+    report = json.loads((tmp_path / "s.json").read_text())
+    for row, (label, epochs) in zip(report["rows"], [("small", 2), ("Larger", 1)], strict=True):
+        runs = [
+            json.loads(result.read_text())
+            for result in (tmp_path / "runs").glob(f"{row['variant']}-*/result.json")
+        ]
+        maes = [run["splits"]["val_ood_cat"]["energy_mae"] for run in runs]
+        assert (row["label"], row["epochs"], len(runs)) == (label, epochs, 2)
+        assert row["splits"]["val_ood_cat"]["energy_mae"][0] == pytest.approx(sum(maes) / 2)
+        means = [
+            sum(run["splits"][split]["energy_mae"] for split in report["split_sizes"]) / 4
+            for run in runs
+        ]
+        assert row["average"][0] == pytest.approx(sum(means) / 2)
+        assert runs[0]["train_size"] == 12
+        size = row["measured"]["parameters in thousands"][0]
+        assert size == pytest.approx(row["parameters"] / 1000 + 0.5)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert markdown_of(report) in text
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert sorted(measured) == [0, 0, 1, 1]
+    again = study(*args)
+    assert again.exit_code == 0
+    assert sorted(measured) == [0, 0, 1, 1]
+    assert json.loads((tmp_path / "s.json").read_text())["rows"] == report["rows"]
+
+
+def test_numbers_as_text():
+    assert value((0.0424, 0.0031)) == "0.042 ± 0.003"
+    assert value((0.5, 0.0)) == "0.500"
+    assert value((123.45, 6.0)) == "123.5 ± 6.0"
+    assert value((3e-7, 1e-7)) == "3.0e-07"
+    assert value((0.0, 0.0)) == "0.000"
+    with pytest.raises(ValueError, match="<!-- study:x -->"):
+        insert("text", "x", "")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_of_the_documents_are_their_json(path):
+    """Every study's table in a document is what its JSON renders to, and was made by its file."""
+    text = path.read_text()
+    for name, inside in re.findall(r"<!-- study:(\w+) -->\n(.*?)\n<!-- /study:\1 -->", text, re.S):
+        report = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+        assert inside == markdown_of(report), f"{path.name}: the table of {name} is not its JSON"
+        plan = read_plan(ROOT / "configs" / "studies" / f"{name}.yml")
+        assert [row["variant"] for row in report["rows"]] == list(plan.variants)
+        assert (report["seeds"], report["title"]) == (plan.seeds, plan.title)
+        assert plan.sample in (None, report["train_size"])
