@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
+from ocp_faenet.adapters.rewiring import parse_rewiring
 from ocp_faenet.adapters.schema import is_absent, validate_config
 
 #: Names under which a model of ours stands in a configuration.
@@ -29,7 +31,9 @@ def check_run_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"configuration: no {name!r} section; the host needs one")
     check_model(config["model"])
     check_targets(config)
-    for split, section in split_sections(config["dataset"]).items():
+    sections = split_sections(config["dataset"])
+    check_rewiring(sections)
+    for split, section in sections.items():
         check_split(split, section)
 
 
@@ -89,6 +93,28 @@ def split_sections(dataset: Any) -> dict[str, dict[str, Any]]:
             inherit = split != "train" and own.get("use_train_settings", True)
             sections[split] = {**train, **own} if inherit else own
     return sections
+
+
+def check_rewiring(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """``graph_rewiring`` of every split: known, before the frames, best the same everywhere."""
+    modes = {}
+    for split, section in sections.items():
+        transforms = section.get("transforms") or {}
+        try:
+            modes[split] = parse_rewiring(transforms.get("graph_rewiring"))
+        except ValueError as error:
+            raise ValueError(f"dataset.{split}.{error}") from error
+        order = [name for name in transforms if name in ("frame_averaging", "graph_rewiring")]
+        if modes[split] is not None and order[0] == "frame_averaging":
+            raise ValueError(
+                f"dataset.{split}.transforms: put graph_rewiring before frame_averaging"
+            )
+    if len(set(modes.values())) > 1:
+        named = {split: "none" if mode is None else mode.value for split, mode in modes.items()}
+        logging.warning(
+            f"transforms.graph_rewiring differs between splits ({named}): the model is evaluated "
+            "on other graphs than it learns from. val and test need it in their own transforms."
+        )
 
 
 def check_split(split: str, section: Mapping[str, Any]) -> None:

@@ -1,16 +1,17 @@
-"""Loader transform ``graph_rewiring``: drop what the published configurations drop.
+"""Loader transform ``graph_rewiring``: fewer atoms below the surface.
 
 In a dataset configuration::
 
     transforms:
       graph_rewiring: remove-tag-0
 
-Source: PhAST (arXiv 2211.12020), section 4.1.
+Source: PhAST (arXiv 2211.12020), section 4.1, whose names the modes bear.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -21,43 +22,60 @@ from torch_geometric.data import Data
 from ocp_faenet.adapters.frames import FRAMES
 from ocp_faenet.adapters.records import record_name
 from ocp_faenet.adapters.schema import is_absent
-
-#: Per-edge keys of an OC20 record; the edge axis of ``edge_index`` is its last one.
-EDGE_KEYS = frozenset({"edge_index", "cell_offsets", "edge_distance_vec", "distances"})
-#: Per-graph keys whose first axis is never the atom axis, whatever its length.
-GRAPH_KEYS = frozenset({"cell", "pbc", "natoms", "sid", "fid", "id", "energy", "y"})
+from ocp_faenet.adapters.supernodes import (
+    EDGE_KEYS,
+    GRAPH_KEYS,
+    merge_all,
+    merge_by_element,
+    with_supernodes,
+)
 
 
 class Rewiring(str, Enum):
     """What ``graph_rewiring`` may be set to; ``None`` leaves the record as it is."""
 
     REMOVE_TAG_0 = "remove-tag-0"
+    ONE_PER_GRAPH = "one-supernode-per-graph"
+    ONE_PER_ELEMENT = "one-supernode-per-atom-type"
 
 
-def graph_rewiring(data: Data, config: Any) -> Data:
-    """Rewire one record as ``config`` says (``"remove-tag-0"``, or nothing).
+def parse_rewiring(config: Any) -> Rewiring | None:
+    """The mode that ``config`` names, or ``None``.
 
     Raises:
-        ValueError: an unknown mode, or a record without usable tags.
+        ValueError: an unknown mode.
     """
     if is_absent(config):
-        return data
+        return None
     try:
-        Rewiring(config)
+        return Rewiring(config)
     except ValueError:
         allowed = ", ".join(repr(mode.value) for mode in Rewiring)
         raise ValueError(
             f"transforms.graph_rewiring: {config!r} is not known; allowed: {allowed} or null"
         ) from None
-    return remove_tag_0(data)
 
 
-def remove_tag_0(data: Data) -> Data:
-    """A copy of ``data`` without its subsurface atoms (tag 0) and without their edges.
+def graph_rewiring(data: Data, config: Any) -> Data:
+    """Rewire one record as ``config`` says (a value of `Rewiring`, or nothing).
 
-    Every per-atom tensor (``pos``, ``pos_relaxed``, ``fixed``, ``force``, ...) is cut, edges
-    between the atoms that stay are renumbered, ``natoms`` is counted anew. A graph whose last
-    edge goes keeps ``edge_index`` of shape ``(2, 0)``, so the collater still counts it.
+    Every mode acts on the subsurface atoms (tag 0), gives a copy, keeps the energy as it is and
+    counts ``natoms`` and the edges anew. A graph whose last edge goes keeps ``edge_index`` of
+    shape ``(2, 0)``, so the collater still counts it.
+
+    Raises:
+        ValueError: an unknown mode, frames made before, or a record without usable tags.
+    """
+    mode = parse_rewiring(config)
+    if mode is None:
+        return data
+    if FRAMES in data:
+        raise ValueError("transforms: put graph_rewiring before frame_averaging")
+    return _REWIRED[mode](data, above_subsurface(data, mode))
+
+
+def above_subsurface(data: Data, mode: Rewiring) -> Tensor:
+    """``(N,)`` mask of the atoms that stay: those with a tag above 0.
 
     Raises:
         ValueError: no ``tags``, or no atom with a tag above 0 (tags that were never set).
@@ -65,22 +83,24 @@ def remove_tag_0(data: Data) -> Data:
     tags = data.tags if "tags" in data else None
     if tags is None:
         raise ValueError(
-            f"{record_name(data)} has no 'tags', which graph_rewiring: remove-tag-0 needs; "
+            f"{record_name(data)} has no 'tags', which graph_rewiring: {mode.value} needs; "
             "add tags (0 subsurface, 1 surface, 2 adsorbate) or drop the transform"
         )
-    keep = tags.view(-1) > 0
+    keep: Tensor = tags.view(-1) > 0
     if not bool(keep.any()):
         raise ValueError(
-            f"{record_name(data)}: every tag is 0, so graph_rewiring: remove-tag-0 would remove "
-            "every atom; set tags (0 subsurface, 1 surface, 2 adsorbate) or drop the transform"
+            f"{record_name(data)}: every tag is 0, so graph_rewiring: {mode.value} would leave "
+            "no atom; set tags (0 subsurface, 1 surface, 2 adsorbate) or drop the transform"
         )
-    return _cut(data, keep)
+    return keep
 
 
-def _cut(data: Data, keep: Tensor) -> Data:
-    """A copy of ``data`` with only the atoms of the mask ``keep`` ``(N,)``."""
-    if FRAMES in data:
-        raise ValueError("transforms: put graph_rewiring before frame_averaging")
+def without_atoms(data: Data, keep: Tensor) -> Data:
+    """A copy of ``data`` with only the atoms of the mask ``keep`` ``(N,)``, and their edges.
+
+    Every per-atom tensor (``pos``, ``pos_relaxed``, ``fixed``, ``force``, ...) is cut, edges
+    between the atoms that stay are renumbered.
+    """
     num_atoms = keep.numel()
     out = copy.copy(data)
     for key, value in data.items():
@@ -113,3 +133,13 @@ def _cut_edges(data: Data, out: Data, keep: Tensor) -> None:
             count = int(stays.sum())
             value = data[key]
             out[key] = torch.full_like(value, count) if torch.is_tensor(value) else count
+
+
+#: Mode -> what it makes of a record and the mask of the atoms that stay.
+_REWIRED: dict[Rewiring, Callable[[Data, Tensor], Data]] = {
+    Rewiring.REMOVE_TAG_0: without_atoms,
+    Rewiring.ONE_PER_GRAPH: lambda data, keep: with_supernodes(data, merge_all(data, keep)),
+    Rewiring.ONE_PER_ELEMENT: lambda data, keep: with_supernodes(
+        data, merge_by_element(data, keep)
+    ),
+}
