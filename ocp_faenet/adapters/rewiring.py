@@ -138,8 +138,8 @@ def _cut_edges(data: Data, out: Data, keep: Tensor) -> None:
 #: Mode -> what it makes of a record and the mask of the atoms that stay.
 _REWIRED: dict[Rewiring, Callable[[Data, Tensor], Data]] = {
     Rewiring.REMOVE_TAG_0: without_atoms,
-    Rewiring.ONE_PER_GRAPH: lambda data, keep: with_supernodes(data, merge_all(data, keep)),
+    Rewiring.ONE_PER_GRAPH: lambda data, keep: with_supernodes(data, merge_all(data, keep.numpy())),
     Rewiring.ONE_PER_ELEMENT: lambda data, keep: with_supernodes(
-        data, merge_by_element(data, keep)
+        data, merge_by_element(data, keep.numpy())
     ),
 }
