@@ -57,7 +57,7 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
 
     def forward(self, data: Any) -> dict[str, Any]:
         """``node_embedding`` ``(N, C)``, mean over frames, and the state for our own heads."""
-        graph = unpack(data, self.config, model_dtype(self))
+        graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
         rotations = stored_frames(data, graph, self.config) if self.training else None
         seed = self.seeds() if self.training else None
         positions = None
@@ -67,7 +67,7 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
                 graph = graph.with_positions(positions)
             embedding = self.core(graph, rotations=rotations)
         state = BackboneState(embedding, positions, seed)
-        return {"node_embedding": embedding.final.mean(0), EMBEDDING: state}
+        return {"node_embedding": embedding.mean(), EMBEDDING: state}
 
 
 class FAENetHead(nn.Module, HeadInterface):

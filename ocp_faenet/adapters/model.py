@@ -42,7 +42,7 @@ class FAENet(nn.Module, GraphModelMixin):
             ``energy`` ``(B, out_dim)``, with ``regress_forces`` also ``forces`` ``(N, 3)``, and
             what else `FAENetCore` gives.
         """
-        graph = unpack(data, self.config, model_dtype(self))
+        graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
         rotations = stored_frames(data, graph, self.config) if self.training else None
         with seeded(self.seeds() if self.training else None, graph.positions.device):
             return self.core(graph, rotations=rotations)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fairchem.core.modules import transforms as host_transforms
+from fairchem.core.trainers import ocp_trainer as host_trainer
 
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
 from ocp_faenet.adapters.frames import frame_averaging
 from ocp_faenet.adapters.hydra import FAENetBackbone, FAENetEnergyHead, FAENetForceHead
 from ocp_faenet.adapters.model import FAENet
+from ocp_faenet.adapters.relaxation import never, resumable_relax
 from ocp_faenet.adapters.rewiring import graph_rewiring
 from ocp_faenet.adapters.trainer import FAENetTrainer
 
@@ -28,3 +30,7 @@ TRANSFORMS = {"frame_averaging": frame_averaging, "graph_rewiring": graph_rewiri
 
 for _name, _transform in TRANSFORMS.items():
     setattr(host_transforms, _name, _transform)
+
+#: The host's relaxations resume and see the edges of the moment; see `adapters.relaxation`.
+host_trainer.check_traj_files = never
+host_trainer.ml_relax = resumable_relax

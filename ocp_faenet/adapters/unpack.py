@@ -16,13 +16,20 @@ from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER
 
 
-def unpack(data: Any, config: FAENetConfig, dtype: torch.dtype = torch.float32) -> AtomGraph:
+def unpack(
+    data: Any,
+    config: FAENetConfig,
+    dtype: torch.dtype = torch.float32,
+    *,
+    otf_graph: bool | None = None,
+) -> AtomGraph:
     """The structures of a collated batch as an `AtomGraph`, edges stored or made here.
 
     Args:
         data: ``torch_geometric`` batch of OC20 records (a single record will do). Not changed.
         config: decides on periodicity, tags, cutoff and where edges come from.
         dtype: of the positions, hence of all that follows.
+        otf_graph: overrides that of ``config``: relaxations move atoms, so they set it.
 
     Raises:
         ValueError: a key that the configuration needs is missing, positions are not finite,
@@ -32,9 +39,12 @@ def unpack(data: Any, config: FAENetConfig, dtype: torch.dtype = torch.float32) 
     batch, num_graphs = _batch_index(data, positions)
     _refuse(~torch.isfinite(positions).all(-1), batch, data, "positions are not finite")
     numbers = _atomic_numbers(data, batch)
-    tags = _tags(data, batch) if config.tag_hidden_channels else None
+    tagged = config.tag_hidden_channels or config.graph_rewiring is not None
+    tags = _tags(data, batch) if tagged else None
+    if tags is not None and config.graph_rewiring is not None:
+        _refuse_untagged(tags, batch, num_graphs, data)
     cell = _cell(data, num_graphs, dtype) if config.use_pbc else None
-    if config.otf_graph:
+    if config.otf_graph if otf_graph is None else otf_graph:
         edge_index, offsets = _search(positions, cell, data, config)
     else:
         edge_index, offsets = _stored_edges(data, config.use_pbc)
@@ -93,6 +103,16 @@ def _tags(data: Any, batch: Tensor) -> Tensor:
     if not bool(tags.any()):
         _warn_untagged()
     return tags.long()
+
+
+def _refuse_untagged(tags: Tensor, batch: Tensor, num_graphs: int, data: Any) -> None:
+    left = torch.bincount(batch[tags > 0], minlength=num_graphs)
+    if bool((left == 0).any()):
+        names = graph_names(data, (left == 0).nonzero().view(-1).tolist())
+        raise ValueError(
+            f"every tag is 0: {names}; graph_rewiring: remove-tag-0 would remove every atom. Set "
+            "tags (0 subsurface, 1 surface, 2 adsorbate), or the model's graph_rewiring: null"
+        )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ VERBS = (
     "data",
     "demo",
     "main",
+    "relaxations",
     "study",
     "submission",
     "symmetry",

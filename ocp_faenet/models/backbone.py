@@ -47,17 +47,31 @@ class Embedding:
         final: ``(F, N, C)``, the embeddings that are read out.
         rotations: ``(B, F, 3, 3)`` frames in which they were made.
         topology: the graph's.
+        kept: mask over all atoms of the structures of those embedded, ``None`` for all.
     """
 
     layers: tuple[Tensor, ...]
     final: Tensor
     rotations: Tensor
     topology: Topology
+    kept: Tensor | None = None
 
     def turn_back(self, vectors: Tensor) -> Tensor:
         """Vectors ``(F, N, 3)`` in each frame to their mean in space ``(N, 3)`` (equation 8)."""
         rotations = self.rotations[self.topology.batch]  # (N, F, 3, 3)
-        return torch.einsum("fnk,nfjk->nj", vectors, rotations) / rotations.shape[1]
+        turned = torch.einsum("fnk,nfjk->nj", vectors, rotations) / rotations.shape[1]
+        return self.of_all_atoms(turned)
+
+    def mean(self) -> Tensor:
+        """Final embeddings, mean over frames, of all atoms: ``(N, C)``."""
+        return self.of_all_atoms(self.final.mean(0))
+
+    def of_all_atoms(self, values: Tensor) -> Tensor:
+        """Rows of the embedded atoms among zeros for those that were left out."""
+        if self.kept is None:
+            return values
+        everywhere = values.new_zeros(self.kept.shape[0], values.shape[1])
+        return everywhere.masked_scatter(self.kept.unsqueeze(-1), values)
 
 
 class FAENetBackbone(nn.Module):
@@ -125,13 +139,14 @@ class FAENetBackbone(nn.Module):
             generator: source of random frames and dropped edges.
 
         Raises:
-            ValueError: tags are embedded but the graph has none.
+            ValueError: tags are needed but the graph has none, or a structure has no atom left.
         """
         if self.config.tag_hidden_channels and graph.tags is None:
             raise ValueError(
                 "tags: the structures have none, but tag_hidden_channels is "
                 f"{self.config.tag_hidden_channels}; add tags, or set tag_hidden_channels: 0"
             )
+        graph, kept = self._rewired(graph)
         if rotations is None:
             provider = self.train_frames if self.training else self.eval_frames
             frames = provider.frames(graph, generator)
@@ -146,7 +161,25 @@ class FAENetBackbone(nn.Module):
             frames.collect(final, graph),
             frames.rectangular(),
             graph.topology,
+            kept,
         )
+
+    def _rewired(self, graph: AtomGraph) -> tuple[AtomGraph, Tensor | None]:
+        """What the network sees, and the mask of the atoms kept, ``None`` for all."""
+        if self.config.graph_rewiring is None:
+            return graph, None
+        if graph.tags is None:
+            raise ValueError("graph_rewiring: remove-tag-0 needs tags; the structures have none")
+        kept = graph.tags > 0
+        if bool(kept.all()):
+            return graph, None
+        left = torch.bincount(graph.batch[kept], minlength=graph.num_graphs)
+        if bool((left == 0).any()):
+            raise ValueError(
+                f"graph_rewiring: every atom of structure {int(left.argmin())} of the batch has "
+                "tag 0; set tags (0 subsurface, 1 surface, 2 adsorbate), or graph_rewiring: null"
+            )
+        return graph.keep_atoms(kept), kept
 
     def _propagate(self, graph: AtomGraph, rotations: Tensor) -> tuple[list[Tensor], Tensor]:
         """Embeddings after each layer and those read out, ``(F, N, C)`` each."""

@@ -112,6 +112,12 @@ class FrameSource(str, Enum):
     LATTICE = "lattice"
 
 
+class GraphRewiring(str, Enum):
+    """Which atoms the network does not see."""
+
+    REMOVE_TAG_0 = "remove-tag-0"
+
+
 class Augmentation(str, Enum):
     """Group of the random rotations of ``frame_averaging: DA``."""
 
@@ -144,6 +150,8 @@ class FAENetConfig:
         otf_graph: build the graph in the model instead of reading stored edges.
         max_num_neighbors: neighbours of an atom in a graph built here, nearest first; a shell
             of equal distances that does not fit is kept whole.
+        graph_rewiring: ``remove-tag-0``: the network sees no subsurface atoms; their forces
+            are zero. Neighbours are found before that (PhAST, arXiv 2211.12020, section 4.1).
         act: activation.
         hidden_channels, num_filters, num_interactions, num_gaussians: sizes.
         tag_hidden_channels: width of the tag embedding, 0 for none.
@@ -179,6 +187,7 @@ class FAENetConfig:
     use_pbc: bool = True
     otf_graph: bool = False
     max_num_neighbors: int = 40
+    graph_rewiring: GraphRewiring | None = None
     act: str = "swish"
     hidden_channels: int = 128
     num_filters: int = 128

@@ -148,7 +148,7 @@ class FAENetCore(nn.Module):
         embedding = self.backbone(graph, rotations=rotations, generator=generator)
         out = {
             "energy": self.energy_head(embedding),
-            "hidden_state": embedding.final.mean(0),
+            "hidden_state": embedding.mean(),
         }
         if self.force_head is not None:
             out["forces"] = self.force_head(embedding)

@@ -93,6 +93,20 @@ class AtomGraph:
             cell_offsets=offsets,
         )
 
+    def keep_atoms(self, keep: Tensor) -> AtomGraph:
+        """The graph of the atoms in the mask ``keep`` ``(N,)`` and of the edges between them."""
+        source, target = self.edge_index
+        graph = self.keep_edges(keep[source] & keep[target])
+        number = keep.cumsum(0) - 1
+        return replace(
+            graph,
+            positions=self.positions[keep],
+            atomic_numbers=self.atomic_numbers[keep],
+            batch=self.batch[keep],
+            edge_index=number[graph.edge_index],
+            tags=None if self.tags is None else self.tags[keep],
+        )
+
     def _select_edges(self, cutoff: float | None) -> AtomGraph:
         graph = self
         squared = graph.edge_vectors.detach().square().sum(-1)
