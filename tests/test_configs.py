@@ -15,7 +15,7 @@ from fairchem.core.modules.scheduler import LRScheduler
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-FILES = sorted(CONFIGS.rglob("*.yml"))
+FILES = sorted((CONFIGS / "oc20").rglob("*.yml"))
 NAMES = [str(path.relative_to(CONFIGS)) for path in FILES]
 #: Training sizes of OC20 IS2RE.
 SIZES = {"10k": 10_000, "100k": 100_000, "all": 460_328}

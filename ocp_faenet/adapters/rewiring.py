@@ -5,8 +5,8 @@ In a dataset configuration::
     transforms:
       graph_rewiring: remove-tag-0
 
-The model's own key ``graph_rewiring: remove-tag-0`` does the same in the model, hence in calculators
-and relaxations too, which run no transforms; it keeps every atom in the batch.
+The model's own key ``graph_rewiring: remove-tag-0`` does the same in the model, hence in
+calculators and relaxations too, which run no transforms; it keeps every atom in the batch.
 
 Source: PhAST (arXiv 2211.12020), section 4.1, whose names the modes bear.
 """
