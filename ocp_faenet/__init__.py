@@ -1,8 +1,10 @@
 """FAENet for fairchem-core 1.10.
 
 Importing this package loads nothing. Touching a public name registers the whole plugin: models
-``faenet``, ``faenet_backbone``, ``faenet_energy_head``, ``faenet_force_head``, trainer
-``faenet``, transforms ``frame_averaging`` and ``graph_rewiring``. A dotted name in a
+``faenet``, ``faenet_backbone``, ``faenet_energy_head``, ``faenet_force_head``,
+``faenet_denoising_head``, trainer ``faenet``, transforms ``frame_averaging``,
+``graph_rewiring``, ``noisy_nodes`` and ``denoising``, losses ``noisy_nodes``, ``denoising`` and
+``species_cross_entropy``. A dotted name in a
 configuration (``model.name: ocp_faenet.FAENet``) does so in any process.
 """
 
@@ -13,11 +15,15 @@ from typing import Any
 
 __all__ = [
     "CheckedLmdbDataset",
+    "DenoisingLoss",
     "FAENet",
     "FAENetBackbone",
+    "FAENetDenoisingHead",
     "FAENetEnergyHead",
     "FAENetForceHead",
     "FAENetTrainer",
+    "NoisyNodesLoss",
+    "SpeciesLoss",
 ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ocp_faenet.adapters.frames import stored_frames
 from ocp_faenet.adapters.model import expose_graph_settings, model_dtype
+from ocp_faenet.adapters.noise import refuse_noise
 from ocp_faenet.adapters.schema import validate_config
 from ocp_faenet.adapters.seeding import PassSeeds, derive_seed, seeded
 from ocp_faenet.adapters.unpack import unpack
@@ -32,11 +33,14 @@ FORCE_KEYS = ("force_decoder_type", "force_decoder_model_config")
 
 @dataclass(frozen=True)
 class BackboneState:
-    """What heads get: the embedding, the positions of a gradient, the seed of this pass."""
+    """What heads get: the embedding, the positions of a gradient, the seed of this pass, and how
+    many training passes there were before it.
+    """
 
     embedding: Embedding
     positions: Tensor | None
     seed: int | None
+    passes: int = 0
 
 
 @registry.register_model("faenet_backbone")
@@ -58,7 +62,9 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
     def forward(self, data: Any) -> dict[str, Any]:
         """``node_embedding`` ``(N, C)``, mean over frames, and the state for our own heads."""
         graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
+        refuse_noise(data, self.training)
         rotations = stored_frames(data, graph, self.config) if self.training else None
+        passes = int(self.seeds.training_passes)
         seed = self.seeds() if self.training else None
         positions = None
         with _gradients(self), seeded(seed, graph.positions.device):
@@ -66,7 +72,7 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
                 positions = graph.positions.detach().requires_grad_(True)
                 graph = graph.with_positions(positions)
             embedding = self.core(graph, rotations=rotations)
-        state = BackboneState(embedding, positions, seed)
+        state = BackboneState(embedding, positions, seed, passes)
         return {"node_embedding": embedding.mean(), EMBEDDING: state}
 
 

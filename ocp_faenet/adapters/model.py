@@ -10,6 +10,7 @@ from fairchem.core.models.base import GraphModelMixin
 from torch import Tensor, nn
 
 from ocp_faenet.adapters.frames import stored_frames
+from ocp_faenet.adapters.noise import refuse_noise
 from ocp_faenet.adapters.schema import validate_config
 from ocp_faenet.adapters.seeding import PassSeeds, seeded
 from ocp_faenet.adapters.unpack import unpack
@@ -43,6 +44,7 @@ class FAENet(nn.Module, GraphModelMixin):
             what else `FAENetCore` gives.
         """
         graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
+        refuse_noise(data, self.training)
         rotations = stored_frames(data, graph, self.config) if self.training else None
         with seeded(self.seeds() if self.training else None, graph.positions.device):
             return self.core(graph, rotations=rotations)

@@ -6,9 +6,16 @@ from fairchem.core.modules import transforms as host_transforms
 from fairchem.core.trainers import ocp_trainer as host_trainer
 
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
+from ocp_faenet.adapters.denoising import (
+    DenoisingLoss,
+    FAENetDenoisingHead,
+    NoisyNodesLoss,
+    SpeciesLoss,
+)
 from ocp_faenet.adapters.frames import frame_averaging
 from ocp_faenet.adapters.hydra import FAENetBackbone, FAENetEnergyHead, FAENetForceHead
 from ocp_faenet.adapters.model import FAENet
+from ocp_faenet.adapters.noise import denoising, noisy_nodes
 from ocp_faenet.adapters.relaxation import never, resumable_relax
 from ocp_faenet.adapters.rewiring import graph_rewiring
 from ocp_faenet.adapters.trainer import FAENetTrainer
@@ -21,12 +28,21 @@ PUBLIC = {
         FAENetBackbone,
         FAENetEnergyHead,
         FAENetForceHead,
+        FAENetDenoisingHead,
+        NoisyNodesLoss,
+        DenoisingLoss,
+        SpeciesLoss,
         FAENetTrainer,
         CheckedLmdbDataset,
     )
 }
 #: Loader transforms: the host finds one by its name among the globals of its own module.
-TRANSFORMS = {"frame_averaging": frame_averaging, "graph_rewiring": graph_rewiring}
+TRANSFORMS = {
+    "frame_averaging": frame_averaging,
+    "graph_rewiring": graph_rewiring,
+    "noisy_nodes": noisy_nodes,
+    "denoising": denoising,
+}
 
 for _name, _transform in TRANSFORMS.items():
     setattr(host_transforms, _name, _transform)

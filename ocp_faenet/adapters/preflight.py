@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
+from ocp_faenet.adapters.noise import check_noise
 from ocp_faenet.adapters.rewiring import parse_rewiring
 from ocp_faenet.adapters.schema import is_absent, validate_config
 
@@ -33,6 +34,7 @@ def check_run_config(config: Mapping[str, Any]) -> None:
     check_targets(config)
     sections = split_sections(config["dataset"])
     check_rewiring(sections)
+    check_noise(sections, config.get("outputs") or {})
     for split, section in sections.items():
         check_split(split, section)
 

@@ -74,6 +74,8 @@ def graph_rewiring(data: Data, config: Any) -> Data:
         return data
     if FRAMES in data:
         raise ValueError("transforms: put graph_rewiring before frame_averaging")
+    if "denoising" in data:
+        raise ValueError("transforms: put graph_rewiring before noisy_nodes and denoising")
     return _REWIRED[mode](data, above_subsurface(data, mode))
 
 

@@ -11,7 +11,7 @@ trainer's included. Frames, dropped edges and dropout are all drawn under that s
 process's generator is put back afterwards: the data order does not depend on the model.
 
 Run k steps, stop, resume with the same ``--seed``: the same weights as without stopping. What is
-drawn by loader transforms is outside the model, so it is outside this promise.
+drawn by loader transforms (`fresh_generator`) is outside the model, so it is outside this promise.
 """
 
 from __future__ import annotations
@@ -48,6 +48,17 @@ def derive_seed(*parts: int) -> int:
     """One 63-bit seed from several numbers, unrelated for neighbouring ones."""
     text = ",".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def fresh_generator() -> torch.Generator:
+    """A generator for one draw of a loader transform.
+
+    Its seed comes from PyTorch's generator of this process, which the host's ``--seed`` starts
+    and which a loader starts anew for every worker and epoch, and from the rank, which neither
+    of them knows.
+    """
+    drawn = int(torch.randint(2**62, ()))
+    return torch.Generator().manual_seed(derive_seed(drawn, distutils.get_rank()))
 
 
 @contextmanager

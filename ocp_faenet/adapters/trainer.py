@@ -22,6 +22,7 @@ DOTTED = {
     "faenet_backbone": "ocp_faenet.FAENetBackbone",
     "faenet_energy_head": "ocp_faenet.FAENetEnergyHead",
     "faenet_force_head": "ocp_faenet.FAENetForceHead",
+    "faenet_denoising_head": "ocp_faenet.FAENetDenoisingHead",
 }
 
 
