@@ -7,7 +7,8 @@ In a dataset configuration, after whatever moves or removes atoms::
 
 The model must be told of the same ``frame_averaging``: in evaluation, in relaxations and in
 calculators it makes its own frames from the positions it is given, which stored ones would not
-follow.
+follow. ``frame_averaging: DA`` turns the record itself, for any model
+(`ocp_faenet.adapters.augmentation`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ocp_faenet.adapters.augmentation import augmented
 from ocp_faenet.adapters.records import record_name
 from ocp_faenet.adapters.schema import is_absent, validate_config
+from ocp_faenet.adapters.seeding import fresh_generator
 from ocp_faenet.adapters.unpack import unpack
-from ocp_faenet.models.config import FAENetConfig, FrameSource
+from ocp_faenet.models.config import FAENetConfig, FrameAveraging, FrameSource
 from ocp_faenet.models.frames import FrameProvider, frame_providers
 from ocp_faenet.models.graph import AtomGraph
 
@@ -33,16 +36,19 @@ FRAMES = "fa_rotations"
 #: Model keys that it takes: which frames, and which graph where they are read from the edges.
 KEYS = (
     "frame_averaging", "fa_method", "augmentation", "frame_source",
-    "cutoff", "use_pbc", "otf_graph", "max_num_neighbors",
+    "cutoff", "use_pbc", "otf_graph", "max_num_neighbors", "vectors",
 )  # fmt: skip
+#: Those that go with ``frame_averaging: DA``.
+DA_KEYS = frozenset({"frame_averaging", "augmentation", "vectors"})
 
 
 def frame_averaging(data: Data, config: Any) -> Data:
-    """A copy of one record with its frames under `FRAMES`; positions stay as they are.
+    """A copy of one record with its frames under `FRAMES`, or, with ``DA``, turned in training.
 
     Args:
         data: a record with ``pos`` ``(N, 3)``, Å.
-        config: some of `KEYS`, as in the model's configuration; ``null`` does nothing.
+        config: some of `KEYS`, as in the model's configuration, and ``vectors``, names of keys
+            that turn beside the known ones under ``DA``; ``null`` does nothing.
 
     Raises:
         ValueError: other keys, unknown values, positions that are not finite.
@@ -53,10 +59,30 @@ def frame_averaging(data: Data, config: Any) -> Data:
         raise ValueError(
             f"transforms.frame_averaging: {config!r}; give a mapping with {', '.join(KEYS)}"
         )
-    provider, settings = _provider(tuple(sorted(config.items())))
+    vectors = config.get("vectors") or []
+    if not isinstance(vectors, list) or not all(isinstance(key, str) for key in vectors):
+        raise ValueError(f"transforms.frame_averaging.vectors: {vectors!r}; give a list of keys")
+    items = {key: value for key, value in config.items() if key != "vectors"}
+    provider, settings = _provider(tuple(sorted(items.items())))
+    if settings.frame_averaging is FrameAveraging.DATA_AUGMENTATION:
+        _check_augmentation(data, config)
+        return augmented(data, settings.augmentation, vectors)
+    if vectors:
+        raise ValueError("transforms.frame_averaging.vectors: only DA turns the record")
     out = copy.copy(data)
-    out[FRAMES] = provider(_graph(data, settings))
+    out[FRAMES] = provider(_graph(data, settings), fresh_generator())
     return out
+
+
+def _check_augmentation(data: Data, config: Mapping[str, Any]) -> None:
+    extra = sorted(set(config) - DA_KEYS)
+    if extra:
+        raise ValueError(
+            f"transforms.frame_averaging: {', '.join(extra)} with DA, which has no frames; "
+            f"it takes {', '.join(sorted(DA_KEYS))}"
+        )
+    if FRAMES in data:
+        raise ValueError("transforms: DA would turn the record under its frames; use one of them")
 
 
 def _graph(data: Data, settings: FAENetConfig) -> AtomGraph:
