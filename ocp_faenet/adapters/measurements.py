@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ocp_faenet.adapters.runs import RunSpec, write_json
+from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
 
 #: Looks at a finished run: its spec and its result (``checkpoint`` holds the path of the
 #: weights). Returns numbers by the name that the table gives them, units included.
 Measurement = Callable[[RunSpec, Mapping[str, Any]], dict[str, float]]
 
 #: By the name that study files use. Raise the second when what it returns changes meaning.
-MEASUREMENTS: dict[str, tuple[Measurement, int]] = {}
+MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
+    "symmetry": (symmetry_of, 1),
+    "frames": (frames_of, 1),
+}
 
 
 def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -> dict[str, float]:
