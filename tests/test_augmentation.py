@@ -175,8 +175,11 @@ def test_the_stock_trainer_turns_training_and_leaves_validation(
         "name": "ocp_faenet.FAENet", **fx.TINY, "regress_forces": "direct", "otf_graph": True,
     }  # fmt: skip
     if host_model:
-        model = {"name": "fairchem.core.models.schnet.SchNetWrap", "hidden_channels": 16, "num_filters": 16, "num_interactions": 1,
-                 "num_gaussians": 8, "cutoff": 4.0, "otf_graph": True}  # fmt: skip
+        model = {
+            "name": "fairchem.core.models.schnet.SchNetWrap", "hidden_channels": 16,
+            "num_filters": 16, "num_interactions": 1, "num_gaussians": 8, "cutoff": 4.0,
+            "otf_graph": True,
+        }  # fmt: skip
     plain = trainer_on(tmp_path, {}, model)
     turning = trainer_on(tmp_path, {"frame_averaging": DA}, model)
     stored = {int(r.sid): r for r in (fx.slab_record(seed) for seed in (0, 1, 2, 3, 90, 91))}

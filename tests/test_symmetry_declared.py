@@ -15,6 +15,7 @@ from ocp_faenet.models.config import (
     FrameAveraging,
     FrameSource,
     NormScope,
+    Subgroup,
 )
 from ocp_faenet.models.symmetries import Claim, Symmetry, declared_symmetries
 from symmetry_cases import mixed_batch, model
@@ -40,6 +41,19 @@ LEARNED = [
         [FrameAveraging.PLANE, FrameAveraging.SPACE],
         [FAMethod.LEARNED, FAMethod.SE3_LEARNED],
         [FrameSource.POSITIONS, FrameSource.EDGES],
+    )
+] + [
+    {
+        "frame_averaging": space,
+        "fa_method": method,
+        "frame_source": FrameSource.EDGES,
+        "canonical_subgroup": subgroup,
+    }
+    for space in (FrameAveraging.PLANE, FrameAveraging.SPACE)
+    for method, subgroup in (
+        (FAMethod.LEARNED, Subgroup.REFLECTION),
+        (FAMethod.LEARNED, Subgroup.SIGNS),
+        (FAMethod.SE3_LEARNED, Subgroup.SIGNS),
     )
 ]
 OTHERS = [

@@ -11,6 +11,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 
+from ocp_faenet.adapters.measurements import MEASUREMENTS
+from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.adapters.symmetry import (
     batches,
     open_model,
@@ -159,6 +161,7 @@ def test_numbers_for_the_log_of_a_validation(place):
     assert errors["symmetry/rotation_z_energy_mev"] < 1e-7
     assert errors["symmetry/image_forces_mev_per_a"] < 1e-7
     assert errors["symmetry/rotation_energy_mev"] > 1e-3
+    assert errors["symmetry/rotation_energy_mev_worst"] > errors["symmetry/rotation_energy_mev"]
     assert errors == validation_errors(trainer)
 
 
@@ -181,6 +184,38 @@ def test_bad_input_is_one_line_and_exit_code_2(place, checkpoint, src, message):
     assert result.exit_code == 2
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_what_a_study_measures_of_a_checkpoint(place):
+    """Nothing changes with exact frames, so the error on moved structures is that on others."""
+    spec = RunSpec("x", "x.yml", splits={"val": str(place / "stored" / "data.lmdb")})
+
+    def measured(**choices):
+        path = write_checkpoint(place / "measured.pt", {**MODEL, **choices})
+        model = open_model(path, double=True)
+        records = open_records(place / "stored" / "data.lmdb", model)
+        ((graph, _),) = batches(records, model, 8)
+        target = torch.tensor([record.y for record in records], dtype=torch.float64)
+        off = model(graph)["energy"].flatten() - target
+        result = {"checkpoint": str(path)}
+        values = MEASUREMENTS["symmetry"][0](spec, result)
+        shares = MEASUREMENTS["frames"][0](spec, result)
+        return values, shares, values["val moved MAE (eV)"] - float(off.abs().mean())
+
+    frames = {"frame_averaging": "2D", "fa_method": "det"}
+    values, shares, moved = measured(**frames, frame_source="edges")
+    assert max(v for k, v in values.items() if "meV" in k) < 1e-7
+    assert abs(moved) < 1e-9
+    assert shares == {"equal axes (%)": 0.0, "open sign (%)": 0.0, "several frames (%)": 0.0}
+    values, shares, moved = measured(**frames, frame_source="positions")
+    assert values["rotation about z (meV)"] < 1e-7
+    assert values["translate and wrap (meV)"] > 1
+    assert abs(moved) > 1e-4
+    values, shares, moved = measured()
+    assert values["translate and wrap (meV)"] < 1e-7
+    assert min(values["rotation about z (meV)"], values["reflection (meV)"]) > 1
+    assert abs(moved) > 1e-4
+    assert shares == {}
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -111,7 +111,7 @@ def live_model(trainer: Any) -> HostModel:
 
 
 def validation_errors(trainer: Any, split: str = "val", *, limit: int = 4) -> dict[str, float]:
-    """Mean symmetry errors over the first batches of a split, for the trainer's log.
+    """Symmetry errors over the first batches of a split, for the trainer's log.
 
     The same random changes at every validation. Weights and training mode stay as they are.
 
@@ -121,7 +121,8 @@ def validation_errors(trainer: Any, split: str = "val", *, limit: int = 4) -> di
         limit: batches to look at.
 
     Returns:
-        ``symmetry/<change>_energy_mev`` and, with forces, ``symmetry/<change>_forces_mev_per_a``.
+        The mean as ``symmetry/<change>_energy_mev`` and, with forces,
+        ``symmetry/<change>_forces_mev_per_a``; the worst with ``_worst`` behind the name.
     """
     model, table = live_model(trainer), SymmetryTable()
     generator = torch.Generator().manual_seed(0)
@@ -136,9 +137,10 @@ def validation_errors(trainer: Any, split: str = "val", *, limit: int = 4) -> di
         trainer.model.train(training)
     parts = ((table.energy(), "energy_mev"), (table.forces(), "forces_mev_per_a"))
     return {
-        f"symmetry/{kind.name.lower()}_{unit}": score.mean
+        f"symmetry/{kind.name.lower()}_{unit}{ending}": value
         for scores, unit in parts
         for kind, score in scores.items()
+        for ending, value in (("", score.mean), ("_worst", score.worst))
     }
 
 

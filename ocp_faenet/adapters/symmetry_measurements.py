@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from ocp_faenet.adapters.symmetry import HostModel, as_seen, batches, open_model
 from ocp_faenet.geometry.rotations import random_rotations_about_z
 from ocp_faenet.metrics.symmetry import SymmetryTable, symmetry_errors
 from ocp_faenet.models import transforms
-from ocp_faenet.models.config import FrameAveraging, FrameSource
+from ocp_faenet.models.config import FrameAveraging
 from ocp_faenet.models.frame_quality import frame_quality
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.symmetries import Symmetry
 
 #: Structures that are looked at, from the first on, and how many at a time.
-LIMIT, BATCH = 100, 25
+LIMIT, BATCH = 200, 25
 #: What the table calls the mean change of the energy.
 COLUMNS = {
     Symmetry.ROTATION_Z: "rotation about z (meV)",
@@ -29,6 +28,7 @@ COLUMNS = {
 }
 #: Å: farthest translation along each axis.
 FARTHEST = 10.0
+FRAMED = (FrameAveraging.PLANE, FrameAveraging.SPACE)
 
 
 def symmetry_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
@@ -39,23 +39,21 @@ def symmetry_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     """
     model, records = _open(spec, result)
     generator = torch.Generator().manual_seed(0)
-    table, off, count = SymmetryTable(), 0.0, 0
-    start = 0
+    table, off = SymmetryTable(), []
     for graph, ids in batches(records, model, BATCH, LIMIT):
-        errors = symmetry_errors(model, graph, COLUMNS, generator=generator)
-        table.add(errors, ids)
-        found = model(_moved(graph, generator))["energy"].flatten().double()
-        target = [_energy(records[start + place]) for place in range(len(ids))]
-        off += float((found - found.new_tensor(target)).abs().sum())
-        start += len(ids)
-        count += len(ids)
+        table.add(symmetry_errors(model, graph, COLUMNS, generator=generator), ids)
+        found = model(_moved(graph, generator))["energy"].flatten().tolist()
+        off += [abs(energy - _label(records[len(off) + k])) for k, energy in enumerate(found)]
     scores = {COLUMNS[kind]: score.mean for kind, score in table.energy().items()}
-    return {**scores, f"{next(iter(spec.splits))} moved MAE (eV)": off / count}
+    return {**scores, f"{next(iter(spec.splits))} moved MAE (eV)": sum(off) / len(off)}
 
 
 def frames_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
-    """Shares of structures, in %, whose axes or signs second and third moments leave open, and
-    whose frame nothing decides, by the sources that the model's configuration names."""
+    """Shares of structures in %: axes that second moments leave open, signs that third moments
+    do, and frames that nothing decides, so that `det` averages over several.
+
+    Nothing for a model without frames.
+    """
     model, records = _open(spec, result)
     if model.config is None or model.config.frame_averaging not in FRAMED:
         return {}
@@ -73,9 +71,6 @@ def frames_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-FRAMED = (FrameAveraging.PLANE, FrameAveraging.SPACE)
-
-
 def _open(spec: RunSpec, result: Mapping[str, Any]) -> tuple[HostModel, Any]:
     model = open_model(Path(result["checkpoint"]), double=True)
     return model, open_records(Path(next(iter(spec.splits.values()))), model)
@@ -89,6 +84,6 @@ def _moved(graph: AtomGraph, generator: torch.Generator) -> AtomGraph:
     return transforms.translated(turned, by)
 
 
-def _energy(record: Any) -> float:
+def _label(record: Any) -> float:
     """The label, eV: of the relaxed structure for IS2RE, of this one for S2EF."""
     return float(record["y_relaxed"] if "y_relaxed" in record else record["y"])
