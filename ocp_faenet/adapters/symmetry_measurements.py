@@ -39,7 +39,8 @@ def symmetry_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     """
     model, records = _open(spec, result)
     generator = torch.Generator().manual_seed(0)
-    table, off = SymmetryTable(), []
+    table = SymmetryTable()
+    off: list[float] = []
     for graph, ids in batches(records, model, BATCH, LIMIT):
         table.add(symmetry_errors(model, graph, COLUMNS, generator=generator), ids)
         found = model(_moved(graph, generator))["energy"].flatten().tolist()
