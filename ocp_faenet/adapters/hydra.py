@@ -20,7 +20,7 @@ from ocp_faenet.adapters.model import expose_graph_settings, model_dtype
 from ocp_faenet.adapters.noise import refuse_noise
 from ocp_faenet.adapters.schema import validate_config
 from ocp_faenet.adapters.seeding import PassSeeds, derive_seed, seeded
-from ocp_faenet.adapters.unpack import unpack
+from ocp_faenet.adapters.unpack import named_cells, unpack
 from ocp_faenet.models.backbone import Embedding
 from ocp_faenet.models.backbone import FAENetBackbone as CoreBackbone
 from ocp_faenet.models.config import FAENetConfig, ForceMode
@@ -71,7 +71,8 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
             if takes_gradient(self):
                 positions = graph.positions.detach().requires_grad_(True)
                 graph = graph.with_positions(positions)
-            embedding = self.core(graph, rotations=rotations)
+            with named_cells(data, graph):
+                embedding = self.core(graph, rotations=rotations)
         state = BackboneState(embedding, positions, seed, passes)
         return {"node_embedding": embedding.mean(), EMBEDDING: state}
 

@@ -13,7 +13,7 @@ from ocp_faenet.adapters.frames import stored_frames
 from ocp_faenet.adapters.noise import refuse_noise
 from ocp_faenet.adapters.schema import validate_config
 from ocp_faenet.adapters.seeding import PassSeeds, seeded
-from ocp_faenet.adapters.unpack import unpack
+from ocp_faenet.adapters.unpack import named_cells, unpack
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.faenet import FAENetCore
 
@@ -46,7 +46,8 @@ class FAENet(nn.Module, GraphModelMixin):
         graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
         refuse_noise(data, self.training)
         rotations = stored_frames(data, graph, self.config) if self.training else None
-        with seeded(self.seeds() if self.training else None, graph.positions.device):
+        seed = self.seeds() if self.training else None
+        with named_cells(data, graph), seeded(seed, graph.positions.device):
             return self.core(graph, rotations=rotations)
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from ocp_faenet.models.config import DecoderConfig, FAENetConfig
+from ocp_faenet.models.ewald_config import EwaldConfig
 
 #: Published spellings of "not used", beside ``False``, for keys whose type allows ``None``.
 ABSENT = frozenset({"", "none", "None", "null"})
@@ -21,6 +22,7 @@ RENAMED = {
     for key in ("fa_method", "eval_fa_method")
 }
 DECODERS = "force_decoder_model_config"
+EWALD = "ewald"
 
 _ADAPTER = TypeAdapter(FAENetConfig)
 _HINTS = get_type_hints(FAENetConfig)
@@ -43,6 +45,8 @@ def validate_config(mapping: Mapping[str, Any]) -> FAENetConfig:
     plain = {key: _published(key, value) for key, value in mapping.items()}
     if isinstance(plain.get(DECODERS), Mapping):
         plain[DECODERS] = _decoders(plain[DECODERS])
+    if isinstance(plain.get(EWALD), Mapping):
+        plain[EWALD] = _ewald(plain[EWALD])
     try:
         text = json.dumps(plain)
     except (TypeError, ValueError) as error:
@@ -94,6 +98,12 @@ def _decoders(sizes: Mapping[str, Any]) -> dict[str, Any]:
             size = {k: None if k == "norm" and is_absent(v) else v for k, v in size.items()}
         plain[kind] = size
     return plain
+
+
+def _ewald(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``ewald`` section; none of its keys may be unknown."""
+    _refuse_unknown(f"{EWALD}.", choices, [field.name for field in fields(EwaldConfig)])
+    return dict(choices)
 
 
 def _line(item: Any) -> str:

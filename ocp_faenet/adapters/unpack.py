@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocp_faenet.adapters.records import graph_names
+from ocp_faenet.geometry.kspace import CellError
 from ocp_faenet.geometry.neighbors import NeighborLimit, neighbor_list
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.graph import AtomGraph
@@ -44,6 +47,8 @@ def unpack(
     if tags is not None and config.graph_rewiring is not None:
         _refuse_untagged(tags, batch, num_graphs, data)
     cell = _cell(data, num_graphs, dtype) if config.use_pbc else None
+    if cell is not None and config.ewald is not None:
+        _check_periodic(data, num_graphs)
     if config.otf_graph if otf_graph is None else otf_graph:
         edge_index, offsets = _search(positions, cell, data, config)
     else:
@@ -133,6 +138,34 @@ def _cell(data: Any, num_graphs: int, dtype: torch.dtype) -> Tensor:
     if bad:
         raise ValueError(f"cell is not finite: {graph_names(data, bad)}; repair or drop it")
     return cell
+
+
+def _check_periodic(data: Any, num_graphs: int) -> None:
+    """Refuse structures that say themselves that an axis does not repeat."""
+    stored = data["pbc"] if "pbc" in data else None  # noqa: SIM401 (a record is not a dict)
+    if stored is None:
+        return
+    pbc = torch.as_tensor(stored).bool().view(-1, 3).expand(num_graphs, 3)
+    bad = (~pbc.all(-1)).nonzero().view(-1).tolist()
+    if bad:
+        raise ValueError(
+            f"pbc is {pbc[bad[0]].tolist()}, but Ewald messages need all three axes periodic: "
+            f"{graph_names(data, bad)}; set pbc along all axes (a slab repeats in its vacuum), "
+            "or take the aperiodic form (use_pbc: false, ewald.voxel)"
+        )
+
+
+@contextlib.contextmanager
+def named_cells(data: Any, graph: AtomGraph) -> Iterator[None]:
+    """Add the records that have the cell to an error of the model about a cell."""
+    try:
+        yield
+    except CellError as error:
+        if graph.cell is None:
+            raise
+        same = (graph.cell == error.cell.to(graph.cell)).flatten(1).all(1)
+        names = graph_names(data, same.nonzero().view(-1).tolist())
+        raise ValueError(f"{error}: {names}") from None
 
 
 def _stored_edges(data: Any, use_pbc: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ocp_faenet.geometry.pairs import undirected_pairs
 from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnection
+from ocp_faenet.models.ewald import long_range
 from ocp_faenet.models.frame_provider import Frames
 from ocp_faenet.models.frames import frame_providers
 from ocp_faenet.models.graph import AtomGraph
@@ -106,6 +107,7 @@ class FAENetBackbone(nn.Module):
             INTERACTIONS[config.mp_type](self._settings(config, layer))
             for layer in range(config.num_interactions)
         )
+        self.long_range = long_range(config)
         self.mix_atoms = None
         if config.skip_co is SkipConnection.CONCAT_ATOM:
             width = config.hidden_channels
@@ -191,8 +193,10 @@ class FAENetBackbone(nn.Module):
         edges = self.edge_embedding(turned, distances)
         h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
         layers = [h]
-        for interaction in self.interactions:
-            h = h + interaction(h, edges, topology)  # (F, N, C)
+        spaces = self.long_range.prepare(graph, rotations)
+        for layer, interaction in enumerate(self.interactions):
+            short = interaction(h, edges, topology)
+            h = h + self.long_range(layer, h, short, spaces)  # (F, N, C)
             layers.append(h)
         if self.mix_atoms is not None:
             h = self.act(self.mix_atoms(torch.cat(torch.broadcast_tensors(*layers), dim=-1)))

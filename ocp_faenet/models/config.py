@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ocp_faenet.models.ewald_config import EwaldConfig
+
 
 class MPType(str, Enum):
     """Form of message passing."""
@@ -178,6 +180,7 @@ class FAENetConfig:
             frame, and the prediction is averaged over it and its mirror image
             (``reflection``), or over all signs of its axes (``signs``).
         augmentation: ours: ``DA`` rotates about z (``2D``) or freely (``3D``).
+        ewald: ours: long-range messages beside the short-range ones, ``None`` for none.
 
     Raises:
         ValueError: a value out of range, or keys that contradict each other.
@@ -220,6 +223,7 @@ class FAENetConfig:
     canonical_channels: int = 16
     canonical_subgroup: Subgroup | None = None
     augmentation: Augmentation = Augmentation.PLANE
+    ewald: EwaldConfig | None = None
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -234,6 +238,8 @@ class FAENetConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
         self._check_frames()
         self._check_heads()
+        if self.ewald is not None:
+            self.ewald.check_periodicity(self.use_pbc)
         self.first_dropout_layer()
 
     def _check_frames(self) -> None:

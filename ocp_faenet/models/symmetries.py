@@ -15,6 +15,7 @@ from ocp_faenet.models.config import (
     FrameSource,
     NormScope,
 )
+from ocp_faenet.models.ewald_config import EwaldForm
 from ocp_faenet.models.frames import DEFAULT_EVAL
 
 
@@ -49,6 +50,8 @@ def declared_symmetries(config: FAENetConfig) -> dict[Symmetry, Claim]:
     framed = config.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE)
     if framed and config.frame_source is FrameSource.POSITIONS:
         claims[Symmetry.IMAGE] = Claim.NONE
+    if config.ewald is not None and config.ewald.form is EwaldForm.BOX:
+        claims[Symmetry.CELL] = Claim.NONE  # a filter for each index of the cell as it is given
     method = _evaluation(config)
     if framed and method in (FAMethod.STOCHASTIC, FAMethod.SE3_STOCHASTIC):
         # Two predictions of the very same batch differ: nothing can be better than that.
