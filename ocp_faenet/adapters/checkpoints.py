@@ -173,3 +173,10 @@ def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def is_write_error(error: Exception) -> bool:
+    """Whether ``error`` is a file that could not be written; PyTorch raises a bare
+    `RuntimeError` for that."""
+    text = str(error)
+    return isinstance(error, OSError) or "PytorchStreamWriter" in text or "inline_container" in text

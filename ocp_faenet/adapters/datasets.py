@@ -7,13 +7,20 @@ and a record without a key that its neighbours have in a bare ``KeyError`` of th
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lmdb
+import torch
 from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import pyg2_data_transform
 from fairchem.core.datasets import LmdbDataset
+from fairchem.core.datasets._utils import rename_data_object_keys
 
 from ocp_faenet.adapters.records import record_name
 
@@ -25,6 +32,10 @@ SCHEMA_KEYS = frozenset(
 )
 
 
+class CorruptRecordError(ValueError):
+    """A record that cannot be read, or that does not go with the others."""
+
+
 @registry.register_dataset("faenet_lmdb")
 @registry.register_dataset("trajectory_lmdb")
 @registry.register_dataset("single_point_lmdb")
@@ -33,6 +44,8 @@ class CheckedLmdbDataset(LmdbDataset):
     """The stock dataset, same configuration, same records, clear errors.
 
     Takes over the stock names too: a process that uses this plugin reads through it.
+    With ``skip_corrupt: true`` a loader leaves out the records that would raise; `skipped` counts
+    them, and the log names each one once.
 
     Raises:
         ValueError: a missing, damaged, truncated or empty LMDB; a record that lacks a key of
@@ -45,7 +58,32 @@ class CheckedLmdbDataset(LmdbDataset):
         for path in [src] if isinstance(src, str) else list(src or []):
             check_lmdb(path)
         super().__init__(config)
-        self._schema = SCHEMA_KEYS & set(self._record(0).keys())
+        self.skip_corrupt = bool(config.get("skip_corrupt", False))
+        # Shared with the processes of a loader, so that what they skip is counted here.
+        total = len(self) if self.skip_corrupt else 0
+        self._corrupt = torch.zeros(total, dtype=torch.bool).share_memory_()
+        self._schema = SCHEMA_KEYS & set(self._first_record().keys())
+
+    @property
+    def skipped(self) -> int:
+        """How many records have been left out so far."""
+        return int(self._corrupt.sum())
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The records of one batch, as loaders ask for them, without those to be skipped.
+
+        Raises:
+            ValueError: see the class; all of the batch would be skipped.
+        """
+        if not self.skip_corrupt:
+            return [self[idx] for idx in indices]
+        found = [record for idx in indices if (record := self._good_record(idx)) is not None]
+        if not found:
+            raise ValueError(
+                f"{self.path}: none of the {len(indices)} records of a batch can be read; "
+                "fetch or build the file again"
+            )
+        return found
 
     def __getitem__(self, idx: int) -> Any:
         """The record at ``idx``, transformed; see the class for what is checked."""
@@ -53,25 +91,70 @@ class CheckedLmdbDataset(LmdbDataset):
         odd = sorted(self._schema ^ (SCHEMA_KEYS & set(data.keys())))
         if odd:
             verb = "has no" if odd[0] in self._schema else "has"
-            raise ValueError(
+            raise CorruptRecordError(
                 f"{self.path}: {record_name(data)} (index {idx}) {verb} {', '.join(odd)}, "
                 "unlike the first record; repair or drop it"
             )
         return data
 
-    def _record(self, idx: int) -> Any:
+    def _first_record(self) -> Any:
+        """The first record, or the first good one where bad ones are skipped."""
+        last = len(self) if self.skip_corrupt else 1
+        for idx in range(last - 1):
+            with contextlib.suppress(CorruptRecordError):
+                return self._record(idx)
+        return self._record(last - 1)
+
+    def _good_record(self, idx: int) -> Any:
         try:
-            return super().__getitem__(idx)
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(
-                f"{self.path}: record at index {idx} cannot be read ({error}); "
-                "fetch or build the file again"
+            return self[idx]
+        except CorruptRecordError as error:
+            if not self._corrupt[idx]:
+                self._corrupt[idx] = True
+                logging.warning(f"Skipped: {error}")
+            return None
+
+    def _record(self, idx: int) -> Any:
+        """What the stock `__getitem__` gives; here the file may be unlinked after opening, for
+        the open map keeps its content."""
+        number = int(self.indices[idx])
+        data = self._read(number, idx)
+        if self._folder:
+            part, within = self._part(number)
+            data.id = f"{part}_{within}"
+        data = self.transforms(data)
+        return data if self.key_mapping is None else rename_data_object_keys(data, self.key_mapping)
+
+    def _read(self, number: int, idx: int) -> Any:
+        part, within = self._part(number)
+        env = self.envs[part] if self._folder else self.env
+        keys = self._keys[part] if self._folder else self._keys
+        try:
+            return pyg2_data_transform(
+                pickle.loads(env.begin().get(str(keys[within]).encode("ascii")))
+            )
+        except Exception as error:  # a broken pickle can raise anything
+            raise CorruptRecordError(
+                f"{self.path}: record at index {idx} cannot be read ({error}); fetch or build "
+                "the file again, or set skip_corrupt: true in the split"
             ) from error
+
+    def _part(self, number: int) -> tuple[int, int]:
+        """File of a folder and index in it; the one file of no folder is number 0."""
+        if not self._folder:
+            return 0, number
+        part = bisect.bisect(self._keylen_cumulative, number)
+        return part, number - (self._keylen_cumulative[part - 1] if part else 0)
+
+    @property
+    def _folder(self) -> bool:
+        return hasattr(self, "envs")
 
     def __del__(self) -> None:
         """Close what was opened; the stock one fails where opening failed."""
-        if hasattr(self, "env") or hasattr(self, "envs"):
-            super().__del__()
+        for env in getattr(self, "envs", [getattr(self, "env", None)]):
+            if env is not None:
+                env.close()
 
 
 def check_lmdb(src: str | Path) -> int:

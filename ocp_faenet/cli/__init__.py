@@ -7,7 +7,7 @@ import importlib.util
 
 import click
 
-#: verb -> module under ``ocp_faenet.cli`` that exports a click command of the same name.
+#: Each verb is a module under ``ocp_faenet.cli`` that exports a click command of the same name.
 VERBS = (
     "benchmark",
     "compare",
@@ -20,28 +20,32 @@ VERBS = (
     "submission",
     "symmetry",
 )
+#: Verbs whose module has another name: ``main`` is what this package itself exports.
+MODULES = {"main": "host"}
 
 
 class LazyVerbs(click.Group):
     """A click group that imports a verb's module only when the verb is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        present = [v for v in VERBS if importlib.util.find_spec(f"{__name__}.{v}") is not None]
-        return sorted(present)
+        return sorted(v for v in VERBS if importlib.util.find_spec(_module(v)) is not None)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = getattr(
-            importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name
-        )
+        command: click.Command = getattr(importlib.import_module(_module(cmd_name)), cmd_name)
         return command
+
+
+def _module(verb: str) -> str:
+    return f"{__name__}.{MODULES.get(verb, verb)}"
 
 
 @click.command(
     cls=LazyVerbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Training itself is the host's: fairchem --mode train --config-yml configs/oc20/...",
+    epilog="Training: fairchem --mode train --config-yml configs/oc20/..., or, for sweeps and "
+    "clusters, ocp-faenet main with the same arguments.",
 )
 @click.version_option(package_name="ocp_faenet")
 def main() -> None:
