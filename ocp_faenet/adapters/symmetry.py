@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,22 +58,25 @@ class HostModel:
         }
 
 
-def open_model(path: Path, *, double: bool = False, cpu: bool = True) -> HostModel:
+def open_model(
+    path: Path, *, double: bool = False, cpu: bool = True, needs: str | None = "energy"
+) -> HostModel:
     """The model of a checkpoint, as `OCPCalculator` would build it but with its own edges.
 
     Args:
         path: a checkpoint of the host's trainers.
         double: run in float64.
         cpu: whether to run on the CPU.
+        needs: an output that the model must have.
 
     Raises:
-        ValueError: no such file, no checkpoint, or a model without ``energy``.
+        ValueError: no such file, no checkpoint, or a model without the output ``needs``.
     """
     checkpoint = _read(path)
     setup_imports()
     config = update_config(copy.deepcopy(checkpoint["config"]))
-    if "energy" not in config["outputs"]:
-        raise ValueError(f"{path}: its outputs are {', '.join(config['outputs'])}, not energy")
+    if needs is not None and needs not in config["outputs"]:
+        raise ValueError(f"{path}: its outputs are {', '.join(config['outputs'])}, not {needs}")
     trainer = registry.get_trainer_class(config.get("trainer", "ocp"))(
         task=config.get("task", {}),
         model=config["model"],
@@ -245,5 +249,6 @@ def _record_id(record: Any) -> str:
 
 
 def quiet_host() -> None:
-    """Less of the host's log."""
+    """Less of the host's log, and none of its own use of PyTorch."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="fairchem")
     logging.getLogger().setLevel(logging.ERROR)

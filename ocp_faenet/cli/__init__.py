@@ -14,6 +14,7 @@ VERBS = (
     "convert",
     "data",
     "demo",
+    "diagnose",
     "main",
     "relaxations",
     "study",
