@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import ocp_faenet
+from ocp_faenet.adapters.frames import frame_averaging
 from ocp_faenet.adapters.noise import (
     OFFSET,
     SPECIES,
@@ -240,6 +241,18 @@ def test_the_decoder_turns_with_the_structure(frames):
         assert max(errors) < 1e-10
     else:
         assert min(errors) > 1e-4
+
+
+def test_targets_turn_with_an_augmented_record():
+    torch.manual_seed(7)
+    noisy = noisy_nodes(record(), {"std": 0.1})
+    turned = frame_averaging(noisy, {"frame_averaging": "DA", "augmentation": "3D"})
+    rotation = torch.linalg.lstsq(noisy.pos, turned.pos).solution
+    for key in (TARGET, OFFSET):
+        torch.testing.assert_close(
+            noisy[key] @ rotation, turned[key], atol=1e-4, rtol=0, equal_nan=True
+        )
+    assert not torch.allclose(noisy[OFFSET], turned[OFFSET], atol=1e-2)
 
 
 def test_species_are_corrupted_and_told_back():

@@ -27,6 +27,7 @@ from ocp_faenet.models.config import Augmentation
 #: Keys whose last axis is a direction in space: ``v' = v @ R``.
 VECTORS = frozenset(
     {"pos", "pos_relaxed", "cell", "force", "forces", "edge_distance_vec", "velocities", "dipole"}
+    | {"denoising", "denoising_offset"}  # of `ocp_faenet.adapters.noise`
 )
 #: ``(..., 3, 3)`` tensors: ``T' = R^T @ T @ R``.
 TENSORS = frozenset({"stress", "virial", "virials"})
