@@ -25,6 +25,7 @@ from ocp_faenet.models.backbone import Embedding
 from ocp_faenet.models.backbone import FAENetBackbone as CoreBackbone
 from ocp_faenet.models.config import FAENetConfig, ForceMode
 from ocp_faenet.models.faenet import EnergyHead, ForceHead
+from ocp_faenet.nn.conservation import GradientOrder
 
 EMBEDDING = "faenet"
 ENERGY_KEYS = ("energy_head", "out_dim", "dropout_lin")
@@ -115,6 +116,7 @@ class FAENetEnergyHead(FAENetHead):
     def __init__(self, backbone: Any, **config: Any) -> None:
         super().__init__(backbone, **config)
         self.head = EnergyHead(self.config)
+        self.gradient_order = GradientOrder.FIRST
 
     def forward(self, data: Any, emb: Mapping[str, Any]) -> dict[str, Tensor]:
         """Energies of the batch; see the class."""
@@ -128,8 +130,9 @@ class FAENetEnergyHead(FAENetHead):
 
     def _gradient(self, energy: Tensor, positions: Tensor) -> dict[str, Tensor]:
         conservative = self.config.regress_forces is ForceMode.FROM_ENERGY
+        second = conservative or self.gradient_order is GradientOrder.SECOND
         (gradient,) = torch.autograd.grad(
-            energy.sum(), positions, create_graph=conservative and self.training, retain_graph=True
+            energy.sum(), positions, create_graph=second and self.training, retain_graph=True
         )
         return {"forces" if conservative else "forces_grad_target": -gradient}
 
@@ -161,8 +164,9 @@ class FAENetForceHead(FAENetHead):
 def takes_gradient(module: Any) -> bool:
     """Whether this pass differentiates the energy with respect to positions."""
     config: FAENetConfig = module.config
-    training_only = config.regress_forces is ForceMode.DIRECT_WITH_GRADIENT_TARGET
-    return config.regress_forces is ForceMode.FROM_ENERGY or (training_only and module.training)
+    if config.regress_forces is ForceMode.DIRECT_WITH_GRADIENT_TARGET:
+        return module.training and module.gradient_order > GradientOrder.NONE
+    return config.regress_forces is ForceMode.FROM_ENERGY
 
 
 def _gradients(module: nn.Module) -> torch.set_grad_enabled:

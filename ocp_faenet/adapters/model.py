@@ -16,6 +16,7 @@ from ocp_faenet.adapters.seeding import PassSeeds, seeded
 from ocp_faenet.adapters.unpack import named_cells, unpack
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.faenet import FAENetCore
+from ocp_faenet.nn.conservation import GradientOrder
 
 
 @registry.register_model("faenet")
@@ -48,16 +49,17 @@ class FAENet(nn.Module, GraphModelMixin):
         rotations = stored_frames(data, graph, self.config) if self.training else None
         seed = self.seeds() if self.training else None
         with named_cells(data, graph), seeded(seed, graph.positions.device):
-            return self.core(graph, rotations=rotations)
+            return self.core(graph, rotations=rotations, gradient=self.gradient_order)
 
 
 def expose_graph_settings(model: Any, config: FAENetConfig) -> None:
-    """Set what `GraphModelMixin.generate_graph` and the host's relaxations read of a model."""
+    """Set what `GraphModelMixin.generate_graph`, relaxations and `FAENetTrainer` read or set."""
     model.cutoff = config.cutoff
     model.max_neighbors = config.max_num_neighbors
     model.use_pbc = config.use_pbc
     model.use_pbc_single = False
     model.otf_graph = config.otf_graph
+    model.gradient_order = GradientOrder.FIRST  # in training with a gradient target
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ocp_faenet.adapters.conservation import NAME, Scales, split_losses
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
 from ocp_faenet.adapters.noise import check_noise
 from ocp_faenet.adapters.rewiring import parse_rewiring
 from ocp_faenet.adapters.schema import is_absent, validate_config
+from ocp_faenet.models.config import ForceMode
 
 #: Names under which a model of ours stands in a configuration.
 MODELS = ("faenet", "ocp_faenet.FAENet")
@@ -52,7 +54,10 @@ def check_model(model: Mapping[str, Any]) -> None:
 def check_targets(config: Mapping[str, Any]) -> None:
     """Every loss needs a coefficient and an output; FAENet must predict what is asked of it."""
     outputs = config.get("outputs") or {}
-    for entry in config.get("loss_functions") or []:
+    term, entries = split_losses(config.get("loss_functions"))
+    if term is not None:
+        check_conservation(config, outputs)
+    for entry in entries:
         for target, loss in entry.items():
             if not isinstance(loss, Mapping) or "coefficient" not in loss:
                 raise ValueError(
@@ -75,6 +80,37 @@ def check_targets(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"model.regress_forces: {model['regress_forces']!r}, but no loss trains the forces, "
             "and the host refuses weights without a gradient; add a loss on forces, or set null"
+        )
+
+
+def check_conservation(config: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """The loss ``energy_conservation`` needs energy, forces and the gradient between them."""
+    if not {"energy", "forces"} <= set(outputs):
+        raise ValueError(f"loss_functions.{NAME}: needs the outputs energy and forces")
+    model = config["model"]
+    ours = model.get("backbone") or {} if model.get("name") == "hydra" else model
+    mode = ours.get("regress_forces")
+    if mode != ForceMode.DIRECT_WITH_GRADIENT_TARGET.value:
+        raise ValueError(
+            f"loss_functions.{NAME}: model.regress_forces is {mode!r}; only "
+            f"{ForceMode.DIRECT_WITH_GRADIENT_TARGET.value!r} has forces and a gradient to compare"
+        )
+
+
+def check_scales(model: Mapping[str, Any], scales: Scales) -> None:
+    """Forces that are the gradient of the energy must be normalised by the same deviation.
+
+    The host divides both by deviations of their own: with unlike ones, the forces that come out
+    are not the gradient of the energy that comes out.
+    """
+    ours = model.get("backbone") or {} if model.get("name") == "hydra" else model
+    if ours.get("regress_forces") != ForceMode.FROM_ENERGY.value:
+        return
+    if abs(scales.energy / scales.forces - 1) > 1e-4:
+        raise ValueError(
+            f"dataset.train.transforms.normalizer: stdev {scales.energy:g} of the energy, "
+            f"{scales.forces:g} of the forces, which are its gradient (regress_forces: "
+            "from_energy); give the forces the stdev of the energy and mean 0"
         )
 
 

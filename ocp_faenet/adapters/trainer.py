@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
-from fairchem.core.trainers import OCPTrainer
 
 from ocp_faenet.adapters.checkpoints import is_write_error
+from ocp_faenet.adapters.conserving import ConservingTrainer
 from ocp_faenet.adapters.interruption import INTERRUPTION, RunInterruptedError
 from ocp_faenet.adapters.preflight import check_run_config
 from ocp_faenet.adapters.symmetry import validation_errors
@@ -45,7 +45,7 @@ def dotted_names(section: Any) -> Any:
 
 
 @registry.register_trainer("faenet")
-class FAENetTrainer(OCPTrainer):
+class FAENetTrainer(ConservingTrainer):
     """`OCPTrainer` with what a configuration cannot express.
 
     1. The configuration and the data files are checked before anything is built.
@@ -61,6 +61,7 @@ class FAENetTrainer(OCPTrainer):
     6. A resumed run is the run that was stopped: the scheduler takes the step that the stock
        checkpoint misses, and a validation that a checkpoint came before is done again.
     7. A run that is asked to stop (`interruption`) does so between two steps.
+    8. The loss ``energy_conservation`` compares two outputs of the model (`ConservingTrainer`).
 
     Checkpoints open in the stock trainer and the other way round.
     """

@@ -16,6 +16,7 @@ from ocp_faenet.models.config import (
 )
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
+from ocp_faenet.nn.conservation import GradientOrder
 from ocp_faenet.nn.decoders import (
     DECODER_NORMS,
     ForceDecoder,
@@ -116,6 +117,7 @@ class FAENetCore(nn.Module):
         *,
         rotations: Tensor | None = None,
         generator: torch.Generator | None = None,
+        gradient: GradientOrder = GradientOrder.FIRST,
     ) -> dict[str, Tensor]:
         """Predictions of a batch.
 
@@ -123,10 +125,12 @@ class FAENetCore(nn.Module):
             graph: the structures.
             rotations: ``(B, F, 3, 3)`` frames made elsewhere; by default they are made here.
             generator: source of random frames.
+            gradient: how far a training pass with a gradient target follows the gradient.
 
         Returns:
             ``energy`` ``(B, out_dim)``; with ``regress_forces`` ``forces`` ``(N, 3)``; in
-            training with a gradient target also ``forces_grad_target`` ``(N, 3)``, detached.
+            training with a gradient target also ``forces_grad_target`` ``(N, 3)``, ``-dE/dx``,
+            unless ``gradient`` is ``NONE``.
             ``hidden_state`` ``(N, C)``: final embeddings, mean over frames.
         """
         mode = self.config.regress_forces
@@ -136,8 +140,11 @@ class FAENetCore(nn.Module):
             )
             out["forces"] = out.pop("gradient_forces")
             return out if self.training else {k: v.detach() for k, v in out.items()}
-        if mode is ForceMode.DIRECT_WITH_GRADIENT_TARGET and self.training:
-            out = self._predict_with_gradient(graph, rotations, generator, second_order=False)
+        if mode is ForceMode.DIRECT_WITH_GRADIENT_TARGET and self.training and gradient:
+            second_order = gradient is GradientOrder.SECOND
+            out = self._predict_with_gradient(
+                graph, rotations, generator, second_order=second_order
+            )
             out["forces_grad_target"] = out.pop("gradient_forces")
             return out
         return self._predict(graph, rotations, generator)
