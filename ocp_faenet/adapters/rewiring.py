@@ -28,6 +28,7 @@ from ocp_faenet.adapters.schema import is_absent
 from ocp_faenet.adapters.supernodes import (
     EDGE_KEYS,
     GRAPH_KEYS,
+    like,
     merge_all,
     merge_by_element,
     with_supernodes,
@@ -106,38 +107,41 @@ def without_atoms(data: Data, keep: Tensor) -> Data:
     Every per-atom tensor (``pos``, ``pos_relaxed``, ``fixed``, ``force``, ...) is cut, edges
     between the atoms that stay are renumbered.
     """
-    num_atoms = keep.numel()
-    out = copy.copy(data)
-    for key, value in data.items():
-        if key in EDGE_KEYS or key in GRAPH_KEYS or not torch.is_tensor(value):
-            continue
-        if value.dim() > 0 and value.shape[0] == num_atoms:
-            out[key] = value[keep]
-    if "edge_index" in data and data.edge_index is not None:
-        _cut_edges(data, out, keep)
+    stored = data.to_dict()  # asking a record for its keys takes longer than cutting it
+    changes = {
+        key: value[keep]
+        for key, value in stored.items()
+        if key not in EDGE_KEYS
+        and key not in GRAPH_KEYS
+        and torch.is_tensor(value)
+        and value.dim() > 0
+        and value.shape[0] == keep.numel()
+    }
+    if stored.get("edge_index") is not None:
+        changes |= _cut_edges(stored, keep)
     remaining = int(keep.sum())
-    if "natoms" in data:
-        is_tensor = torch.is_tensor(data.natoms)
-        out.natoms = torch.full_like(data.natoms, remaining) if is_tensor else remaining
-    if "num_nodes" in data:
-        out.num_nodes = remaining
+    for key in ("natoms", "num_nodes"):
+        if key in stored:
+            changes[key] = like(stored[key], remaining)
+    out = copy.copy(data)
+    for key, value in changes.items():
+        out[key] = value
     return out
 
 
-def _cut_edges(data: Data, out: Data, keep: Tensor) -> None:
-    """Keep in ``out`` the edges of ``data`` whose two ends stay, under the new numbering."""
-    source, target = data.edge_index
-    stays = keep[source] & keep[target]
+def _cut_edges(stored: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+    """The edges whose two ends stay, under the new numbering."""
+    edge_index = stored["edge_index"]
+    stays = keep[edge_index].all(0).nonzero().view(-1)
     number = torch.cumsum(keep, 0) - 1
-    out.edge_index = number[data.edge_index[:, stays]]
+    changes = {"edge_index": number[edge_index.index_select(1, stays)]}
     for key in EDGE_KEYS - {"edge_index"}:
-        if key in data and torch.is_tensor(data[key]):
-            out[key] = data[key][stays]
+        if torch.is_tensor(stored.get(key)):
+            changes[key] = stored[key].index_select(0, stays)
     for key in ("neighbors", "nedges"):
-        if key in data:
-            count = int(stays.sum())
-            value = data[key]
-            out[key] = torch.full_like(value, count) if torch.is_tensor(value) else count
+        if key in stored:
+            changes[key] = like(stored[key], len(stays))
+    return changes
 
 
 #: Mode -> what it makes of a record and the mask of the atoms that stay.

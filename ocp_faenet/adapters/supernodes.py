@@ -15,6 +15,7 @@ Source: PhAST (arXiv 2211.12020), section 4.1.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,35 +102,48 @@ def with_supernodes(data: Data, merge: Merge) -> Data:
         ValueError: an unknown per-atom integer that the atoms of one supernode do not share; a
             singular cell.
     """
-    out = copy.copy(data)
-    positions = supernode_positions(data, merge)
-    for key, value in data.items():
-        if key in EDGE_KEYS or key in GRAPH_KEYS or not torch.is_tensor(value):
+    stored = {k: v.numpy() if torch.is_tensor(v) else v for k, v in data.to_dict().items()}
+    positions = supernode_positions(stored, merge)
+    changes: dict[str, Array] = {}
+    for key, old in stored.items():
+        if key in EDGE_KEYS or key in GRAPH_KEYS or not isinstance(old, np.ndarray):
             continue
-        if value.dim() > 0 and value.shape[0] == len(merge.keep):
-            old = value.numpy()
-            new = _supernode_values(data, key, old[~merge.keep], merge, positions)
-            out[key] = torch.from_numpy(np.concatenate([old[merge.keep], new]).astype(old.dtype))
+        if old.ndim > 0 and len(old) == len(merge.keep):
+            try:
+                new = _supernode_values(stored, key, merge, positions)
+            except ValueError as error:
+                raise ValueError(f"{record_name(data)}: {error}") from error
+            changes[key] = np.concatenate([old[merge.keep], new]).astype(old.dtype)
     natoms = int(merge.keep.sum()) + merge.size
-    if "natoms" in data:
-        out.natoms = _like(data.natoms, natoms)
-    if "num_nodes" in data:
-        out.num_nodes = natoms
-    if "edge_index" in data and data.edge_index is not None:
-        _join(data, out, merge)
+    counts = dict.fromkeys(("natoms", "num_nodes"), natoms)
+    if stored.get("edge_index") is not None:
+        try:
+            changes |= _join(stored, changes["pos"], merge)
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"{record_name(data)}: its cell is singular, so supernodes have no periodic "
+                "edges; repair the cell, or use graph_rewiring: remove-tag-0"
+            ) from None
+        counts |= dict.fromkeys(("neighbors", "nedges"), changes["edge_index"].shape[1])
+    out = copy.copy(data)
+    for key, array in changes.items():
+        out[key] = torch.from_numpy(array)
+    for key, count in counts.items():
+        if key in stored:
+            out[key] = like(data[key], count)
     return out
 
 
-def supernode_positions(data: Data, merge: Merge) -> Array:
+def supernode_positions(stored: Mapping[str, Any], merge: Merge) -> Array:
     """``(S, 3)``, Å: mean of the atoms along the slab, the highest of them across it.
 
     Up is normal to the first two lattice vectors (z without a cell), towards the atoms that stay.
     """
-    x = data.pos.numpy().astype(np.float64)
+    x = stored["pos"].astype(np.float64)
     gone = x[~merge.keep]
     up = np.array([0.0, 0.0, 1.0])
-    if "cell" in data and data.cell is not None:
-        a, b, _ = data.cell.numpy().reshape(3, 3).astype(np.float64)
+    if stored.get("cell") is not None:
+        a, b, _ = stored["cell"].reshape(3, 3).astype(np.float64)
         normal = np.cross(a, b)
         length = np.linalg.norm(normal)
         up = normal / length if length > 0 else up
@@ -142,8 +156,9 @@ def supernode_positions(data: Data, merge: Merge) -> Array:
     return positions
 
 
-def _supernode_values(data: Data, key: str, values: Array, merge: Merge, positions: Array) -> Array:
-    """``(S, ...)`` for the supernodes, of the ``values`` ``(N - M, ...)`` of their atoms."""
+def _supernode_values(stored: Mapping[str, Any], key: str, merge: Merge, positions: Array) -> Array:
+    """``(S, ...)`` what the supernodes have under a per-atom key."""
+    values: Array = stored[key][~merge.keep]
     constant = {"tags": 0, "fixed": 1}
     if key in constant:
         return np.full((merge.size, *values.shape[1:]), constant[key])
@@ -152,58 +167,59 @@ def _supernode_values(data: Data, key: str, values: Array, merge: Merge, positio
     if key == "pos":
         return positions
     if key == "pos_relaxed":
-        return positions + merge.mean(values.astype(np.float64) - data.pos.numpy()[~merge.keep])
+        return positions + merge.mean(values.astype(np.float64) - stored["pos"][~merge.keep])
     if key in ("force", "forces"):
         return merge.total(values)
     mean = merge.mean(values)
     if values.dtype.kind != "f" and not np.array_equal(mean[merge.member], values):
         raise ValueError(
-            f"{record_name(data)}: {key!r} differs among the atoms of one supernode and is no real "
-            "number that could be averaged; drop the key, or use graph_rewiring: remove-tag-0"
+            f"{key!r} differs among the atoms of one supernode and is no real number that could be "
+            "averaged; drop the key, or use graph_rewiring: remove-tag-0"
         )
     return mean
 
 
-def _join(data: Data, out: Data, merge: Merge) -> None:
-    """Give ``out`` the edges among the atoms that stay, and those to supernodes."""
+def _join(stored: Mapping[str, Any], pos: Array, merge: Merge) -> dict[str, Array]:
+    """The edges among the atoms that stay, and those to supernodes, by centre."""
     place = np.cumsum(merge.keep) - 1
     place[~merge.keep] = int(merge.keep.sum()) + merge.member
-    edge_index = data.edge_index.numpy()
-    stays = merge.keep[edge_index[0]] & merge.keep[edge_index[1]]
-    ends, vectors, offsets = _supernode_edges(data, out.pos.numpy(), merge, place)
+    edge_index = stored["edge_index"]
+    stays = merge.keep[edge_index].all(0)
+    ends, vectors, offsets = _supernode_edges(stored, pos, merge, place)
     joined = np.concatenate([place[edge_index[:, stays]], ends], axis=1)
     order = np.argsort(joined[1], kind="stable")
-    out.edge_index = torch.from_numpy(joined[:, order])
+    changes = {"edge_index": joined[:, order]}
     new = {
         "cell_offsets": offsets,
         "edge_distance_vec": vectors,
-        "distances": np.linalg.norm(vectors, axis=-1),
+        "distances": np.sqrt(np.square(vectors).sum(-1)),
     }
     for key, values in new.items():
-        if key in data and torch.is_tensor(data[key]):
-            both = np.concatenate([data[key].numpy()[stays], values])[order]
-            out[key] = torch.from_numpy(both).to(data.pos.dtype)
-    for key in ("neighbors", "nedges"):
-        if key in data:
-            out[key] = _like(data[key], joined.shape[1])
+        if stored.get(key) is not None:
+            both = np.concatenate([stored[key][stays], values])[order]
+            changes[key] = both.astype(pos.dtype)
+    return changes
 
 
 def _supernode_edges(
-    data: Data, pos: Array, merge: Merge, place: Array
+    stored: Mapping[str, Any], pos: Array, merge: Merge, place: Array
 ) -> tuple[Array, Array, Array]:
     """Edges between atoms and supernodes, both directions of each.
 
     Args:
-        data: the record as it was.
+        stored: the record as it was.
         pos: ``(M + S, 3)`` positions of the atoms that stay and of the supernodes, as stored.
-        merge: of ``data``.
+        merge: of it.
         place: ``(N,)`` new number of each atom, or of the supernode that it went into.
 
     Returns:
         ``(2, P)`` new numbers, source above target; ``(P, 3)`` source minus target, Å;
         ``(P, 3)`` offsets, in cells, that give these vectors. Float64.
+
+    Raises:
+        LinAlgError: a singular cell.
     """
-    source, target = data.edge_index.numpy()
+    source, target = stored["edge_index"]
     outward = merge.keep[target] & ~merge.keep[source]  # from an atom that stays to one that goes
     inward = merge.keep[source] & ~merge.keep[target]
     atom = np.concatenate([target[outward], source[inward]])
@@ -212,16 +228,16 @@ def _supernode_edges(
     pairs, number = np.unique(pair, return_inverse=True)
     low, high = pairs // len(pos), pairs % len(pos)
     apart = pos[high].astype(np.float64) - pos[low]
-    if "cell_offsets" not in data or data.cell_offsets is None:
+    if stored.get("cell_offsets") is None:
         return _both_ways(low, high), np.concatenate([apart, -apart]), np.zeros((2 * len(low), 3))
-    inverse, cell = _inverse_cell(data)
-    stored = data.cell_offsets.numpy().astype(np.float64)
-    shift = np.concatenate([stored[outward], -stored[inward]]) @ cell
-    x = data.pos.numpy().astype(np.float64)
+    cell = stored["cell"].reshape(3, 3).astype(np.float64)
+    images = stored["cell_offsets"].astype(np.float64)
+    shift = np.concatenate([images[outward], -images[inward]]) @ cell
+    x = stored["pos"].astype(np.float64)
     count = np.bincount(number, minlength=len(pairs))[:, None]
     mean = _sums(x[gone] - x[atom] + shift, number, len(pairs)) / count
-    far = np.linalg.norm(mean, axis=-1) > _NO_DIRECTION
-    mean, offsets = mean[far], (mean - apart)[far] @ inverse
+    far = np.square(mean).sum(-1) > _NO_DIRECTION**2
+    mean, offsets = mean[far], (mean - apart)[far] @ np.linalg.inv(cell)
     ends = _both_ways(low[far], high[far])
     return ends, np.concatenate([mean, -mean]), np.concatenate([offsets, -offsets])
 
@@ -231,18 +247,6 @@ def _both_ways(low: Array, high: Array) -> Array:
     return np.stack([np.concatenate([high, low]), np.concatenate([low, high])])
 
 
-def _inverse_cell(data: Data) -> tuple[Array, Array]:
-    """Inverse ``(3, 3)`` of the cell, and the cell, float64."""
-    cell = data.cell.numpy().reshape(3, 3).astype(np.float64)
-    try:
-        return np.linalg.inv(cell), cell
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"{record_name(data)}: its cell is singular, so supernodes have no periodic edges; "
-            "repair the cell, or use graph_rewiring: remove-tag-0"
-        ) from None
-
-
 def _sums(values: Array, index: Array, size: int) -> Array:
     """``(size, ...)`` float64 sums of the rows of ``values`` that share an ``index``."""
     columns = values.reshape(len(values), int(np.prod(values.shape[1:]))).T
@@ -250,6 +254,6 @@ def _sums(values: Array, index: Array, size: int) -> Array:
     return np.array(sums).T.reshape(size, *values.shape[1:])
 
 
-def _like(value: object, count: int) -> object:
+def like(value: Any, count: int) -> Any:
     """``count`` as a tensor of the kind that ``value`` is, or as a plain number."""
     return torch.full_like(value, count) if isinstance(value, torch.Tensor) else count

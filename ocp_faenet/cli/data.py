@@ -1,4 +1,4 @@
-"""``ocp-faenet data``: make the embedded data set, check what an LMDB holds."""
+"""``ocp-faenet data``: make the embedded data set, check what an LMDB holds, time its loading."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.loading import metadata, time_epoch
 from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data.presets import PRESETS
 
@@ -28,7 +29,13 @@ def data() -> None:
       ocp-faenet data emt data/big --preset full --workers 16 --seed 1
       ocp-faenet data check data/emt                     every LMDB below a folder
       ocp-faenet data check data/is2re/10k/train/data.lmdb --json report.json
+      ocp-faenet data metadata data/s2ef/2M --workers 16  sizes for load balancing
+      ocp-faenet data time configs/oc20/emt/is2re/faenet.yml
     """
+
+
+data.add_command(metadata)
+data.add_command(time_epoch)
 
 
 def _cores() -> int:

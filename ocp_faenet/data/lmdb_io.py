@@ -83,9 +83,12 @@ def _write(path: Path, records: Iterable[Data]) -> int:
     return count
 
 
-def write_metadata(path: Path, natoms: list[int], neighbors: list[int]) -> None:
-    """Write `metadata.npz`, which the host's load balancing reads."""
+def write_metadata(path: Path, natoms: list[int], neighbors: list[int] | None) -> None:
+    """Write `metadata.npz`, which the host's load balancing reads; without edges if `None`."""
+    arrays = {"natoms": np.array(natoms)}
+    if neighbors is not None:
+        arrays["neighbors"] = np.array(neighbors)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as handle:
-        np.savez(handle, natoms=np.array(natoms), neighbors=np.array(neighbors))
+        np.savez(handle, **arrays)
     os.replace(temporary, path)
