@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from unittest import mock
 
 import torch
 from fairchem.core.common.utils import merge_dicts, new_trainer_context
-from fairchem.core.datasets import LmdbDataset, lmdb_dataset
 
+from ocp_faenet.adapters import datasets
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
 from ocp_faenet.adapters.runs import RunSpec
 
@@ -211,21 +212,21 @@ def _stopwatches(
 
 def _inside_the_dataset(dataset: Any, stages: Stages) -> Iterator[AbstractContextManager[Any]]:
     put, around = mock.patch.object, stages.around
-    yield put(CheckedLmdbDataset, "__getitem__", around(CheckedLmdbDataset.__getitem__, "checks"))
-    yield put(LmdbDataset, "__getitem__", around(LmdbDataset.__getitem__, "LMDB read"))
-    loads = around(lmdb_dataset.pickle.loads, "unpickling")
-    yield put(lmdb_dataset, "pickle", SimpleNamespace(loads=loads))
-    old = around(lmdb_dataset.pyg2_data_transform, "unpickling")
-    yield put(lmdb_dataset, "pyg2_data_transform", old)
-    rename = around(lmdb_dataset.rename_data_object_keys, "transforms")
-    yield put(lmdb_dataset, "rename_data_object_keys", rename)
+    for name, stage in {"__getitem__": "checks", "_read": "LMDB read"}.items():
+        yield put(CheckedLmdbDataset, name, around(getattr(CheckedLmdbDataset, name), stage))
+    timed = {**vars(pickle), "loads": around(pickle.loads, "unpickling")}
+    yield put(datasets, "pickle", SimpleNamespace(**timed))
+    old = around(datasets.pyg2_data_transform, "unpickling")
+    yield put(datasets, "pyg2_data_transform", old)
+    rename = around(datasets.rename_data_object_keys, "transforms")
+    yield put(datasets, "rename_data_object_keys", rename)
     yield put(dataset, "transforms", around(dataset.transforms, "transforms"))
 
 
 def _innermost(dataset: Any) -> Any:
     """The dataset below the host's subsets."""
-    while not isinstance(dataset, LmdbDataset) and hasattr(dataset, "dataset"):
+    while not isinstance(dataset, CheckedLmdbDataset) and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    if not isinstance(dataset, LmdbDataset):
+    if not isinstance(dataset, CheckedLmdbDataset):
         raise ValueError(f"{type(dataset).__name__}: only LMDB data sets are timed from inside")
     return dataset
