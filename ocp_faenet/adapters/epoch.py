@@ -216,10 +216,9 @@ def _inside_the_dataset(dataset: Any, stages: Stages) -> Iterator[AbstractContex
         yield put(CheckedLmdbDataset, name, around(getattr(CheckedLmdbDataset, name), stage))
     timed = {**vars(pickle), "loads": around(pickle.loads, "unpickling")}
     yield put(datasets, "pickle", SimpleNamespace(**timed))
-    old = around(datasets.pyg2_data_transform, "unpickling")
-    yield put(datasets, "pyg2_data_transform", old)
-    rename = around(datasets.rename_data_object_keys, "transforms")
-    yield put(datasets, "rename_data_object_keys", rename)
+    borrowed = {"pyg2_data_transform": "unpickling", "rename_data_object_keys": "transforms"}
+    for name, stage in borrowed.items():
+        yield put(datasets, name, around(getattr(datasets, name), stage))
     yield put(dataset, "transforms", around(dataset.transforms, "transforms"))
 
 
