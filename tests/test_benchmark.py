@@ -16,6 +16,7 @@ from ocp_faenet.models.contenders import TAG_0_REMOVED, all_faenets, without_tag
 from ocp_faenet.models.published import IS2RE
 from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.models.timing import Contender, count_gflop, measure, peak_memory
+from ocp_faenet.nn.cells import choose_grid
 
 
 @pytest.mark.parametrize("natoms", [1, 2, 13, 87])
@@ -36,14 +37,23 @@ def test_work_is_counted():
     assert count_gflop(lambda: torch.mm(a, b)) == pytest.approx(2 * 100 * 50 * 20 / 1e9)
 
 
-def test_convolution_counts_its_work():
-    """The blocked form does its products where the counter sees them."""
+@pytest.mark.parametrize("weights", [1.0, 20.0])
+def test_convolution_counts_its_work(weights):
+    """All products are seen, by polynomials in cells or (steep weights) by edges."""
     model = all_faenets(IS2RE)["FAENet, no frames"]("cpu")
     graph = oc20_like(30, 2)
-    edges = graph.edge_index.shape[1]
-    counted = count_gflop(lambda: model.energy(graph))
-    directional = 2 * edges * 240 * 384 * 5 / 1e9
-    assert directional < counted < 6 * directional
+    edges, atoms = graph.edge_index.shape[1], graph.num_atoms
+    with torch.no_grad():
+        steep = model.module.backbone.edge_embedding.directional.weight.mul_(weights)
+        model.energy(graph)  # tables are made
+        counted = count_gflop(lambda: model.energy(graph))
+    steepness = float(steep.abs().sum(1).max())
+    grid = choose_grid(6.0, steepness, edges, 240, kept=True)
+    assert (grid is None) == (weights > 1)
+    terms = 240 if grid is None else grid.terms  # the radial half is tabulated in both
+    by_edge = 2 * edges * terms * 384 * 5 / 1e9
+    by_atom = 2 * atoms * (1 + 5 * 4 + 6 * 0.5) * 384 * 384 / 1e9  # blocks, heads of six layers
+    assert counted == pytest.approx(by_edge + by_atom, rel=0.02)
 
 
 def test_memory_is_counted():

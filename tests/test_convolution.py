@@ -1,78 +1,132 @@
-"""The blocked convolution and the radial table against their plain forms."""
+"""The convolution's fast forms and the tables of edge features against their plain forms."""
 
 from __future__ import annotations
+
+import copy
+import itertools
+import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
-from ocp_faenet.nn.convolution import BLOCK, Taps, convolve, convolve_plain
+from ocp_faenet.nn import native
+from ocp_faenet.nn.cells import REACH, TOLERANCE, CellGrid, choose_grid
+from ocp_faenet.nn.convolution import BLOCK, Messages, Taps, convolve, convolve_plain
 from ocp_faenet.nn.edges import EdgeEmbedding, cubic_taps
+from ocp_faenet.nn.kept import Kept
+from ocp_faenet.nn.topology import Topology
+
+FORMS = [False, True] if native.library() is not None else [False]
 
 
-def problem(frames_x, frames, edges, dtype, seed=0, atoms=11, channels=6, features=5, k=3):
-    """Inputs of a convolution; ``x`` and ``table`` descend from one tensor, as in the model."""
+@pytest.fixture(params=FORMS, ids=lambda compiled: "compiled" if compiled else "torch")
+def form(request, monkeypatch):
+    """`convolve` with and without the compiled kernels."""
+    if not request.param:
+        monkeypatch.setattr(native, "library", lambda: None)
+    return convolve
+
+
+def problem(counts, dtype, *, taps=3, atom_rows=2, seed=0, atoms=11, channels=32, terms=5):
+    """Inputs of a convolution; ``x`` and both tables descend from one tensor, as in the model."""
     g = torch.Generator().manual_seed(seed)
+    m = sum(counts)
 
     def random(*shape):
-        return torch.randn(*shape, generator=g, dtype=dtype, requires_grad=True)
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
 
-    h = random(frames_x, atoms, channels)
-    mix = random(channels, channels)
-    dense, weight = random(frames, edges, features), random(channels, features)
-    taps = Taps(
-        torch.randint(0, 2 * atoms, (edges, k), generator=g),
-        torch.rand(edges, k, generator=g, dtype=dtype),
-    )
-    source = torch.randint(0, atoms, (edges,), generator=g)
-    target = torch.sort(torch.randint(0, atoms, (edges,), generator=g))[0]
-    leaves = (h, mix, dense, weight)
+    def rows(n, *shape):
+        return torch.randint(0, n, shape, generator=g)
 
-    def run(form):
-        table = torch.cat([h @ mix, torch.tanh(h)], dim=-2)
-        return form(h, dense, weight, table, taps, source, target, F.silu)
+    h, mix, features = random(atoms, channels), random(channels, channels), random(m, terms)
+    matrices = random(len(counts), terms, channels)
+    weights = torch.rand(m, taps, generator=g, dtype=torch.float64).to(dtype)
+    radial = Taps(rows(2 * atoms, m, taps), weights) if taps else None
+    source, target = rows(atoms, m), rows(3 * atoms, m)
+    messages = Messages(source, target % atoms, target, atoms, 3 * atoms, tuple(counts), radial)
+    which = messages.pair_rows if atom_rows == 2 else messages.first_row
+    leaves = (h, mix, features, matrices)
+
+    def run(form, act=F.silu):
+        table = torch.cat([h @ mix, torch.tanh(h)])
+        radial_table = None if radial is None else table.square()
+        return form(h, features, matrices, table, which, radial_table, messages, act)
 
     return leaves, run
 
 
-def literal(x, dense, weight, table, taps, source, target, act):
-    """The equation, edge by edge."""
-    frames = dense.shape[0]
-    rows = []
-    for f in range(frames):
-        xf, tf = x[f % x.shape[0]], table[f % table.shape[0]]
-        out = [torch.zeros_like(xf[0]) for _ in range(x.shape[1])]
-        for e in range(dense.shape[1]):
-            z = weight @ dense[f, e]
+def literal(x, features, matrices, atoms, atom_rows, radial, messages, act):
+    """The equation, message by message."""
+    out = [torch.zeros_like(x[0]) for _ in range(messages.num_targets)]
+    cells = [cell for cell, count in enumerate(messages.counts) for _ in range(count)]
+    for e, cell in enumerate(cells):
+        z = features[e] @ matrices[cell] + atoms[atom_rows[e]].sum(0)
+        if radial is not None:
+            taps = messages.radial
             for k in range(taps.rows.shape[1]):
-                z = z + taps.weights[e, k] * tf[taps.rows[e, k]]
-            out[target[e]] = out[target[e]] + xf[source[e]] * act(z)
-        rows.append(torch.stack(out))
-    return torch.stack(rows)
+                z = z + taps.weights[e, k] * radial[taps.rows[e, k]]
+        out[messages.target[e]] = out[messages.target[e]] + x[messages.source[e]] * act(z)
+    return torch.stack(out)
 
 
-def test_plain_form_is_the_equation():
-    _, run = problem(1, 2, 40, torch.float64)
+@pytest.mark.parametrize("counts", [(40,), (3, 0, 20, 1)])
+def test_plain_form_is_the_equation(counts):
+    _, run = problem(counts, torch.float64)
     torch.testing.assert_close(run(convolve_plain), run(literal), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("edges", [1, 7, BLOCK, BLOCK + 1, 2 * BLOCK + 17])
-@pytest.mark.parametrize(("frames_x", "frames"), [(1, 1), (1, 3), (3, 3)])
-def test_blocks_give_the_plain_numbers_and_gradients(frames_x, frames, edges):
-    leaves, run = problem(frames_x, frames, edges, torch.float64)
-    plain, blocked = run(convolve_plain), run(convolve)
-    torch.testing.assert_close(blocked, plain, rtol=1e-11, atol=1e-11)
-    cotangent = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).double()
-    want = torch.autograd.grad((plain * cotangent).sum(), leaves)
-    got = torch.autograd.grad((blocked * cotangent).sum(), leaves)
+@pytest.mark.parametrize(
+    "counts",
+    [(1,), (7,), (BLOCK,), (2 * BLOCK + 17,), (BLOCK - 1, 0, 3, 2 * BLOCK, 1), (0, 5, 4, 97, 0)],
+)
+@pytest.mark.parametrize(("taps", "atom_rows"), [(3, 2), (0, 1)])
+def test_blocks_give_the_plain_numbers_and_gradients(counts, taps, atom_rows):
+    leaves, run = problem(counts, torch.float64, taps=taps, atom_rows=atom_rows)
+    compare(leaves[: None if taps or atom_rows == 2 else 4], run, convolve, 1e-10)
+
+
+@pytest.mark.parametrize("counts", [(1,), (2 * BLOCK + 17,), (0, 5, 4, 97, 0, 300)])
+@pytest.mark.parametrize(("taps", "atom_rows"), [(0, 1), (1, 1), (4, 1), (0, 2), (1, 2), (4, 2)])
+@pytest.mark.parametrize("channels", [32, 40])
+def test_single_precision(form, counts, taps, atom_rows, channels):
+    """What the compiled pass takes, to single precision, with odd numbers of channels too."""
+    leaves, run = problem(counts, torch.float32, taps=taps, atom_rows=atom_rows, channels=channels)
+    compare(leaves, run, form, 2e-5)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+def test_compiled_pass_at_the_ends_of_the_range():
+    """Filters of any size: no overflow in the exponential, and nothing hidden in a NaN."""
+    z = torch.tensor([-1e4, -100, -88, -87, -20, -1e-3, 0, 1e-30, 5, 87, 88, 1e4, float("nan")])
+    z = torch.cat([z, torch.linspace(-30, 30, 51)])[:64].unsqueeze(0)
+    zero = torch.zeros(1, dtype=torch.int64)
+    messages = Messages(zero, zero, zero, 1, 1, (1,))
+    args = (torch.ones(1, 64), torch.ones(1, 1), z[None], torch.zeros(1, 64), zero[None], None)
+    out = convolve(*args, messages, F.silu)
+    torch.testing.assert_close(out, F.silu(z), rtol=5e-7, atol=1e-30, equal_nan=True)
+
+
+def compare(leaves, run, form, tolerance):
+    plain, fast = run(convolve_plain), run(form)
+    scale = float(plain.detach().abs().max())
+    torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance * scale)
+    g = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(plain.shape, generator=g).to(plain)
+    want = torch.autograd.grad((plain * cotangent).sum(), leaves, allow_unused=True)
+    got = torch.autograd.grad((fast * cotangent).sum(), leaves, allow_unused=True)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        if b is None:
+            assert a is None or not a.any()
+            continue
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
 def test_second_derivatives():
-    leaves, run = problem(1, 2, 300, torch.float64)
+    leaves, run = problem((200, 0, 100), torch.float64)
 
     def second(form):
         first = torch.autograd.grad(run(form).square().sum(), leaves, create_graph=True)
@@ -83,9 +137,9 @@ def test_second_derivatives():
 
 
 def test_no_edges_give_zeros():
-    leaves, run = problem(1, 2, 0, torch.float64)
+    leaves, run = problem((0,), torch.float64)
     out = run(convolve)
-    assert out.shape == (2, 11, 6)
+    assert out.shape == (33, 32)
     assert not out.any()
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), leaves))
 
@@ -104,7 +158,7 @@ def test_cubic_taps_reproduce_cubics(cutoff, points, seed):
         return torch.stack([1 + 0 * x, x, x**2 - 3 * x**3], -1)
 
     grid = torch.linspace(0, cutoff, points, dtype=torch.float64)
-    got = taps.gather(cubic(grid).unsqueeze(0))[0]
+    got = taps.gather(cubic(grid))
     torch.testing.assert_close(got, cubic(d), rtol=1e-9, atol=1e-9)
 
 
@@ -113,29 +167,184 @@ def embedding(act=F.silu, tabulate=True):
     return EdgeEmbedding(6.0, 104, 48, act, second_layer=False, tabulate=tabulate)
 
 
-def random_edges(n, dtype=torch.float32):
+def random_edges(n, dtype=torch.float32, frames=1):
     g = torch.Generator().manual_seed(0)
-    vectors = torch.randn(1, n, 3, generator=g, dtype=dtype)
-    d = 0.7 + 5.3 * torch.rand(n, generator=g, dtype=dtype)
-    return vectors, d
+    d = 0.7 + 5.3 * torch.rand(n, generator=g, dtype=torch.float64)
+    vectors = F.normalize(torch.randn(frames, n, 3, generator=g, dtype=torch.float64), dim=-1)
+    return (vectors * d.unsqueeze(-1)).to(dtype), d.to(dtype)
+
+
+def relative_error(model, edges):
+    found = model(*edges).full().double()
+    exact = copy.deepcopy(model).double()(*(part.double() for part in edges)).full()
+    return float((found - exact).abs().max() / exact.abs().max())
 
 
 def test_radial_table_is_right_to_single_precision():
-    vectors, d = random_edges(5000)
+    edges = random_edges(5000)
     model = embedding()
-    by_table = model(vectors, d)
-    assert by_table.radial.shape[0] == model.grid_points < len(d)
-    exact = model.double()(vectors.double(), d.double()).full()
-    error = (by_table.full().double() - exact).abs().max() / exact.abs().max()
-    assert error < 2e-6
+    features = model(*edges)
+    assert features.radial.shape[0] == model.grid_points < 5000
+    assert features.cells is None
+    assert relative_error(model, edges) < 2e-6
 
 
-def test_radial_table_is_left_where_it_would_not_be_exact():
-    vectors, d = random_edges(5000)
-    assert embedding().double()(vectors.double(), d.double()).taps is None
-    assert embedding(F.relu)(vectors, d).taps is None
-    assert embedding()(vectors, d.clone().requires_grad_()).taps is None
-    assert embedding()(vectors[:, :10], d[:10]).taps is None
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_tables_are_right_to_single_precision(training, frames, scale):
+    edges = random_edges(20000, frames=frames)
+    model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
+    with torch.no_grad():
+        model.directional.weight.mul_(scale)
+        model.directional.bias.normal_()
+    with torch.set_grad_enabled(training):
+        cells = model(*edges).cells
+        assert cells is not None or (training and scale > 1)
+        assert sum(cells.counts) == 20000 * frames if cells else True
+        assert relative_error(model, edges) < 4e-6
+
+
+def test_gradients_through_cells():
+    """Weights learn the same through the polynomials as without them."""
+    edges = random_edges(20000)
+    model = EdgeEmbedding(6.0, 20, 480, F.silu, second_layer=False)
+    cotangent = torch.randn(1, 20000, 480, generator=torch.Generator().manual_seed(3))
+
+    def gradients(model, edges, cotangent):
+        features = model(*edges)
+        loss = (features.full() * cotangent).sum()
+        return features, torch.autograd.grad(loss, list(model.parameters()))
+
+    features, got = gradients(model, edges, cotangent)
+    assert features.cells is not None
+    wide = copy.deepcopy(model).double()
+    _, want = gradients(wide, [part.double() for part in edges], cotangent.double())
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5 * float(b.abs().max()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(REACH)), st.integers(1, 9), st.floats(0.5, 12.0), st.integers(0, 999))
+def test_every_degree_reaches_as_far_as_it_says(degree, side, cutoff, seed):
+    """Random and axis-aligned weights at the limit of a degree, anywhere in the ball."""
+    g = torch.Generator().manual_seed(seed)
+    grid = CellGrid(cutoff, side, degree)
+    weight = torch.randn(64, 3, generator=g, dtype=torch.float64)
+    weight[:3] = torch.eye(3)
+    weight *= REACH[degree] / grid.half / weight.abs().sum(1, keepdim=True)
+    bias = 4 * torch.randn(64, generator=g, dtype=torch.float64)
+    direction = F.normalize(torch.randn(400, 3, generator=g, dtype=torch.float64), dim=-1)
+    v = direction * cutoff * torch.rand(400, 1, generator=g, dtype=torch.float64) ** (1 / 3)
+    v[:8] = cutoff / 3**0.5 * torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)))
+    v[8:11] = cutoff * torch.eye(3)
+    coefficients = grid.coefficients(F.silu(grid.nodes() @ weight.T + bias))
+    cell, local = grid.place(v)
+    assert float(local.abs().max()) <= 1 + 1e-9
+    got = torch.einsum("mk,mkc->mc", grid.basis(local), coefficients[cell])
+    assert float((got - F.silu(v @ weight.T + bias)).abs().max()) < 2 * TOLERANCE
+
+
+def test_grid_is_chosen_by_work():
+    assert choose_grid(6.0, 0.45, 100, 240, kept=False) is None
+    small = choose_grid(6.0, 0.45, 24_000, 240, kept=False)
+    large = choose_grid(6.0, 0.45, 1_000_000, 240, kept=False)
+    assert large.terms < small.terms < 240
+    assert choose_grid(6.0, 0.45, 24_000, 240, kept=True) is choose_grid(
+        6.0, 0.45, 900_000, 240, kept=True
+    )
+    assert choose_grid(6.0, 30.0, 1_000_000, 240, kept=True) is None
+
+
+def test_tables_are_left_where_they_would_not_be_exact():
+    vectors, d = random_edges(20000)
+    model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
+
+    def tables(model, vectors, d):
+        features = model(vectors, d)
+        return features.cells is not None, features.taps is not None
+
+    assert tables(model, vectors, d) == (True, True)
+    assert tables(copy.deepcopy(model).double(), vectors.double(), d.double()) == (False, False)
+    assert tables(model, vectors.clone().requires_grad_(), d) == (False, False)
+    assert tables(model, vectors, d.clone().requires_grad_()) == (False, False)
+    assert tables(model, 1.1 * vectors, 1.1 * d) == (False, False)
+    assert tables(model, vectors[:, :10], d[:10]) == (False, False)
+    relu = EdgeEmbedding(6.0, 104, 480, F.relu, second_layer=False)
+    assert tables(relu, vectors, d) == (False, False)
+
+
+def test_messages_in_cells_lead_where_edges_lead():
+    """Every edge in every frame is there once, with its own ends and distance."""
+    n, frames = 30, 3
+    vectors, d = random_edges(9000, frames=frames)
+    target = torch.sort(torch.arange(9000) % n)[0]
+    topology = Topology(torch.arange(9000) * 7 % n, target, torch.zeros(n, dtype=torch.int64), 1)
+    model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
+    features = model(vectors, d).on(topology)
+    own, shared = features.laid
+    assert features.on(topology) is features
+    order = features.cells.order
+    assert torch.equal(order.sort()[0], torch.arange(frames * 9000))
+    frame, edge = order // 9000, order % 9000
+    assert torch.equal(own.source, topology.source[edge] + n * frame)
+    assert torch.equal(own.centre, target[edge] + n * frame)
+    assert torch.equal(own.centre, own.target)
+    assert torch.equal(shared.source, topology.source[edge])
+    assert torch.equal(shared.centre, target[edge])
+    assert torch.equal(shared.target, own.target)
+    assert torch.equal(own.radial.rows, features.taps.rows[edge])
+
+
+class TestKept:
+    """Values are kept while parameters stay the same, and never longer."""
+
+    def make(self):
+        linear, kept, calls = nn.Linear(3, 2), Kept(), []
+
+        def value(constant="a"):
+            def make():
+                calls.append(1)
+                return 2 * linear.weight
+
+            return kept.get((linear.weight,), (constant,), make)
+
+        return linear, kept, calls, value
+
+    def test_kept(self):
+        _, _, calls, value = self.make()
+        with torch.no_grad():
+            assert value() is value()
+            assert len(calls) == 1
+            assert value("b") is not value("a")
+
+    @pytest.mark.parametrize("how", ["in place", "through .data", "loaded", "one bit"])
+    def test_made_anew_however_a_parameter_changes(self, how):
+        linear, _, _, value = self.make()
+        with torch.no_grad():
+            value()
+            if how == "in place":
+                linear.weight.add_(1)
+            elif how == "through .data":
+                linear.weight.data.copy_(torch.ones(2, 3))
+            elif how == "loaded":
+                linear.load_state_dict({k: v + 1 for k, v in linear.state_dict().items()})
+            else:
+                linear.weight.data[1, 2].copy_(torch.nextafter(linear.weight[1, 2], torch.ones(())))
+            assert torch.equal(value(), 2 * linear.weight)
+
+    def test_nothing_is_kept_with_gradients(self):
+        _, _, calls, value = self.make()
+        assert value().requires_grad
+        value()
+        assert len(calls) == 2
+
+    def test_copies_start_empty(self):
+        _, kept, _, value = self.make()
+        with torch.no_grad():
+            value()
+        assert copy.deepcopy(kept)._state is None
+        assert pickle.loads(pickle.dumps(kept))._state is None
 
 
 def test_radial_part_is_computed_once_for_all_frames():
@@ -150,9 +359,10 @@ def test_radial_part_is_computed_once_for_all_frames():
 
 def test_radial_table_would_be_wrong_for_kinks():
     """Negative control of the rule for activations: interpolation across kinks is off."""
-    vectors, d = random_edges(5000)
     model = embedding(F.relu)
     model.smooth = True
+    vectors, d = random_edges(5000)
     by_table = model(vectors, d).full().double()
+    model.smooth = False
     exact = model.double()(vectors.double(), d.double()).full()
     assert (by_table - exact).abs().max() / exact.abs().max() > 1e-5

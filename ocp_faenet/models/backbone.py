@@ -20,12 +20,12 @@ from ocp_faenet.nn.interaction import (
     BaseInteraction,
     InteractionSettings,
     SimpleInteraction,
-    Topology,
     UpDownLocalEnvInteraction,
     UpDownScaleBaseInteraction,
     UpDownScaleInteraction,
 )
 from ocp_faenet.nn.nodes import AtomEmbedding
+from ocp_faenet.nn.topology import Topology
 
 INTERACTIONS = {
     MPType.BASE: BaseInteraction,
@@ -190,7 +190,7 @@ class FAENetBackbone(nn.Module):
             "ej,efjk->fek", graph.edge_vectors, rotations[graph.batch[topology.target]]
         )  # (F, E, 3)
         distances = graph.edge_vectors.norm(dim=-1)  # (E,)
-        edges = self.edge_embedding(turned, distances)
+        edges = self.edge_embedding(turned, distances).on(topology)
         h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
         layers = [h]
         spaces = self.long_range.prepare(graph, rotations)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER
-from ocp_faenet.nn.interaction import Topology
 from ocp_faenet.nn.nodes import NUM_TAGS
+from ocp_faenet.nn.topology import Topology
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.optim.adamw import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.nn.native import switched_off
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,12 @@ def synchronise(device: torch.device) -> None:
 
 
 def count_gflop(run: Callable[[], None]) -> float:
-    """Matrix-product operations of ``run``, in 1e9 (PyTorch's own counter)."""
-    with FlopCounterMode(display=False) as counter:
+    """Matrix-product operations of ``run``, in 1e9 (PyTorch's own counter).
+
+    The counter does not see into compiled kernels: they are switched off for it, and PyTorch's
+    operations then take the same products.
+    """
+    with switched_off(), FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
 

@@ -2,20 +2,24 @@
 
 For every atom ``i``, ``y_i = sum_j x_j * act(z_ij)`` with filters
 
-.. math:: z_{ij} = W e_{ij} + \\sum_k w_{ij,k} T_{t_{ij,k}}
+.. math:: z_{ij} = M_{cell(ij)}^T \\phi_{ij} + \\sum_{a} A_{a(ij)} + \\sum_k w_{ij,k} R_{t_{ij,k}}
 
-(report, equation 6): a dense product over edges, and a weighted sum of rows of a table ``T``. The
-table holds whatever is cheaper to compute once and look up: the source and target terms of the
-filter network (one row an atom), the bias, and radial terms on a grid of distances.
+(report, equation 6): a product over edges, with one matrix for all or one for each cell of space
+(`cells`), rows of a table ``A`` of atom terms (source and target of the filter network, bias), and
+a weighted sum of rows of a table ``R`` of radial terms.
 
-`convolve_plain` says it in four lines, with full tensors over edges, for any device and any order
-of derivatives. `BlockedConvolution` gives the same numbers on the CPU a block of edges at a time,
-so that what passes between the steps stays in cache instead of going through memory.
+The frames of frame averaging are laid end to end: a *message* is an edge in one frame.
+
+`convolve_plain` says it in a few lines, with full tensors over messages, for any device and any
+order of derivatives. `BlockedConvolution` gives the same numbers on the CPU a block of messages at
+a time, so that what passes between the steps stays in cache instead of going through memory; and
+where a C++ compiler is at hand, what follows the product is one compiled pass (`native`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,28 +27,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ocp_faenet.geometry.segments import segment_sum
+from ocp_faenet.nn import native
 from ocp_faenet.nn.activations import Activation
 
-#: Edges in a block: 1,024 rows of 384 floats are 1.5 MB, about the second-level cache.
-BLOCK = 1024
-
-_ATEN: Any = torch.ops.aten  # type: ignore[attr-defined]
+#: Messages in a block: 256 rows of 384 floats are 0.4 MB, less than a second-level cache.
+BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Which rows of the table each edge sums, and how heavily.
+    """Which rows of a table are summed, and how heavily.
 
     Attributes:
-        rows: ``(E, k)`` int64.
-        weights: ``(E, k)``; constants, no gradient flows into them.
+        rows: ``(M, k)`` int64.
+        weights: ``(M, k)``; constants, no gradient flows into them.
     """
 
     rows: Tensor
     weights: Tensor
 
     def gather(self, table: Tensor) -> Tensor:
-        """``sum_k w_k T[t_k]``: ``(F, T, C)`` to ``(F, E, C)``, differentiable at any order."""
+        """``sum_k w_k T[t_k]``: ``(T, C)`` to ``(M, C)``, differentiable at any order."""
         out: Tensor | None = None
         for column in range(self.rows.shape[1]):
             term = table.index_select(-2, self.rows[:, column])
@@ -55,39 +58,101 @@ class Taps:
         return out
 
 
+@dataclass(frozen=True)
+class Messages:
+    """Where ``M`` messages come from and go to.
+
+    Attributes:
+        source: ``(M,)`` row of ``x`` that each message carries.
+        centre: ``(M,)`` row of ``x`` of the atom that it goes to.
+        target: ``(M,)`` row of the result that it is added to.
+        num_sources: rows of ``x``.
+        num_targets: rows of the result.
+        counts: messages of each cell, in order; one number where all share one matrix.
+        radial: rows of the radial table, ``None`` without one.
+    """
+
+    source: Tensor
+    centre: Tensor
+    target: Tensor
+    num_sources: int
+    num_targets: int
+    counts: tuple[int, ...]
+    radial: Taps | None = None
+
+    @cached_property
+    def pair_rows(self) -> Tensor:
+        """Rows ``(M, 2)`` in a table of source terms above target terms."""
+        return torch.stack([self.source, self.centre + self.num_sources], dim=-1)
+
+    @cached_property
+    def first_row(self) -> Tensor:
+        """``(M, 1)`` zeros: one row for all."""
+        return torch.zeros_like(self.source).unsqueeze(-1)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """``(cells,)``: one past the last message of each cell."""
+        return torch.tensor(self.counts).cumsum(0)
+
+    @cached_property
+    def blocks(self) -> list[list[tuple[int, int, int]]]:
+        """Blocks of at most `BLOCK` messages, each of pieces ``(begin, end, cell)``."""
+        blocks: list[list[tuple[int, int, int]]] = []
+        begin, room = 0, 0
+        for cell, count in enumerate(self.counts):
+            end = begin + count
+            while begin < end:
+                if room == 0:
+                    blocks.append([])
+                    room = BLOCK
+                stop = min(end, begin + room)
+                blocks[-1].append((begin, stop, cell))
+                room -= stop - begin
+                begin = stop
+        return blocks
+
+
 def convolve_plain(
     x: Tensor,
-    dense: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    taps: Taps,
-    source: Tensor,
-    target: Tensor,
+    features: Tensor,
+    matrices: Tensor,
+    atoms: Tensor,
+    atom_rows: Tensor,
+    radial: Tensor | None,
+    messages: Messages,
     act: Activation | None,
 ) -> Tensor:
     """The convolution as its equation reads.
 
     Args:
-        x: ``(F or 1, N, C)`` atom features that are convolved.
-        dense: ``(F, E, D)`` edge features.
-        weight: ``(C, D)``.
-        table: ``(F or 1, T, C)``.
-        taps: rows of the table for each edge.
-        source: ``(E,)`` neighbour of each edge.
-        target: ``(E,)`` centre of each edge, ascending.
+        x: ``(X, C)`` atom features that are convolved, frames laid end to end.
+        features: ``(M, K)``.
+        matrices: ``(cells, K, C)``.
+        atoms: ``(A, C)``, and ``atom_rows`` ``(M, k)`` the rows that each message sums.
+        radial: ``(R, C)``, rows and weights in ``messages.radial``.
+        messages: where from and where to.
         act: activation of the filters; ``None`` for none.
 
     Returns:
-        ``(F, N, C)``.
+        ``(num_targets, C)``.
     """
-    z = F.linear(dense, weight) + taps.gather(table)  # (F, E, C)
+    if matrices.shape[0] == 1:
+        z = features @ matrices[0]  # (M, C)
+    else:
+        parts = zip(features.split(messages.counts), matrices.unbind(0), strict=True)
+        z = torch.cat([part @ matrix for part, matrix in parts])
+    for column in range(atom_rows.shape[1]):
+        z = z + atoms.index_select(0, atom_rows[:, column])
+    if radial is not None and messages.radial is not None:
+        z = z + messages.radial.gather(radial)
     filters = z if act is None else act(z)
-    messages = x.index_select(-2, source) * filters
-    return segment_sum(messages, target, x.shape[-2])
+    carried = x.index_select(0, messages.source) * filters
+    return segment_sum(carried, messages.target, messages.num_targets)
 
 
 class BlockedConvolution(torch.autograd.Function):
-    """`convolve_plain` for SiLU on the CPU, in blocks of edges.
+    """`convolve_plain` for SiLU on the CPU, in blocks of messages.
 
     First derivatives are taken block by block too; where a derivative must itself be
     differentiable (``create_graph``), the plain form is used for it.
@@ -97,98 +162,130 @@ class BlockedConvolution(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dense: Tensor,
-        weight: Tensor,
-        table: Tensor,
-        rows: Tensor,
-        tap_weights: Tensor,
-        source: Tensor,
-        target: Tensor,
+        features: Tensor,
+        matrices: Tensor,
+        atoms: Tensor,
+        atom_rows: Tensor,
+        radial: Tensor | None,
+        messages: Messages,
+        keep: bool,
     ) -> Tensor:
-        frames, edges, _ = dense.shape
-        channels = x.shape[-1]
-        x, table, dense = x.contiguous(), table.contiguous(), dense.contiguous()
-        keep = any(ctx.needs_input_grad)
-        out = x.new_zeros(frames, x.shape[-2], channels)
-        saved = x.new_empty((frames, edges, channels) if keep else (0,))
-        scratch = [x.new_empty(min(BLOCK, edges), channels) for _ in range(2)]
-        wt = weight.t().contiguous()
-        for f in range(frames):
-            xf, tf = _frame(x, f), _frame(table, f)
-            for begin in range(0, edges, BLOCK):
-                b = slice(begin, min(begin + BLOCK, edges))
-                n = b.stop - begin
-                filters, neighbours = scratch[0][:n], scratch[1][:n]
-                z = _combine(tf, rows[b], tap_weights[b])
-                if keep:
-                    z = torch.addmm(z, dense[f, b], wt, out=saved[f, b])
-                else:
-                    torch.addmm(z, dense[f, b], wt, out=z)
-                _ATEN.silu.out(z, out=filters)
-                torch.index_select(xf, 0, source[b], out=neighbours)
-                out[f].index_add_(0, target[b], filters.mul_(neighbours))
-        ctx.save_for_backward(x, dense, weight, table, rows, tap_weights, source, target, saved)
+        saved = x.new_empty(features.shape[0], x.shape[1]) if keep else None
+        compiled = native.pass_for(x, atom_rows, messages.radial)
+        form = blocked_forward if compiled is None else compiled.forward
+        out = form(x, features, matrices, atoms, atom_rows, radial, messages, saved)
+        ctx.save_for_backward(x, features, matrices, atoms, atom_rows, radial, saved)
+        ctx.messages = messages
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+        grad = grads[0].contiguous()
         if torch.is_grad_enabled():
             return _plain_backward(ctx, grad)
-        x, dense, weight, table, rows, tap_weights, source, target, z = ctx.saved_tensors
-        frames, edges, _ = dense.shape
-        need_x, need_dense, need_weight, need_table = ctx.needs_input_grad[:4]
-        dx, dtable = torch.zeros_like(x), torch.zeros_like(table)
-        ddense = torch.empty_like(dense) if need_dense else None
-        dweight = torch.zeros_like(weight)
-        scratch = [x.new_empty(min(BLOCK, edges), x.shape[-1]) for _ in range(3)]
-        for f in range(frames):
-            xf, dxf, dtf = _frame(x, f), _frame(dx, f), _frame(dtable, f)
-            gf = grad[f].contiguous()
-            for begin in range(0, edges, BLOCK):
-                b = slice(begin, min(begin + BLOCK, edges))
-                n = b.stop - begin
-                g, other, dz = (s[:n] for s in scratch)
-                torch.index_select(gf, 0, target[b], out=g)
-                if need_x:
-                    _ATEN.silu.out(z[f, b], out=other)
-                    dxf.index_add_(0, source[b], other.mul_(g))
-                torch.index_select(xf, 0, source[b], out=other)
-                _ATEN.silu_backward.grad_input(g.mul_(other), z[f, b], grad_input=dz)
-                if need_table:
-                    _scatter(dtf, dz, rows[b], tap_weights[b], other)
-                if ddense is not None:
-                    torch.mm(dz, weight, out=ddense[f, b])
-                if need_weight:
-                    torch.addmm(dweight, dz.t(), dense[f, b], out=dweight)
-        return dx, ddense, dweight, dtable, None, None, None, None
+        x, features, matrices, atoms, atom_rows, radial, saved = ctx.saved_tensors
+        messages: Messages = ctx.messages
+        _, need_features, need_matrices = ctx.needs_input_grad[:3]
+        dx, datoms = torch.zeros_like(x), torch.zeros_like(atoms)
+        dradial = None if radial is None else torch.zeros_like(radial)
+        dfeatures = torch.empty_like(features) if need_features else None
+        dmatrices = torch.zeros_like(matrices)
+        scratch = x.new_empty(min(BLOCK, features.shape[0]), x.shape[1])
+        finish = native.pass_for(x, atom_rows, messages.radial) or BlockedBackward(x)
+        for block in messages.blocks:
+            begin, end = block[0][0], block[-1][1]
+            dz = scratch[: end - begin]
+            finish.backward(
+                begin, end, saved[begin:end], grad, x, atom_rows, messages, dz, dx, datoms, dradial
+            )
+            for start, stop, cell in block:
+                rows = dz[start - begin : stop - begin]
+                if need_matrices:
+                    dmatrices[cell].addmm_(features[start:stop].t(), rows)
+                if dfeatures is not None:
+                    torch.mm(rows, matrices[cell].t(), out=dfeatures[start:stop])
+        return dx, dfeatures, dmatrices, datoms, None, dradial, None, None
 
 
-def _frame(values: Tensor, f: int) -> Tensor:
-    """``(F or 1, ...)`` at frame ``f``: what all frames share has one."""
-    return values[f if values.shape[0] > 1 else 0]
+def blocked_forward(
+    x: Tensor,
+    features: Tensor,
+    matrices: Tensor,
+    atoms: Tensor,
+    atom_rows: Tensor,
+    radial: Tensor | None,
+    messages: Messages,
+    saved: Tensor | None,
+) -> Tensor:
+    """`convolve_plain` for SiLU, block by block; ``z`` goes to ``saved`` ``(M, C)`` if given."""
+    out = x.new_zeros(messages.num_targets, x.shape[1])
+    scratch = [x.new_empty(BLOCK, x.shape[1]) for _ in range(3)]
+    for block in messages.blocks:
+        b = slice(block[0][0], block[-1][1])
+        z, filters, other = (s[: b.stop - b.start] for s in scratch)
+        z = z if saved is None else saved[b]
+        for start, stop, cell in block:
+            torch.mm(features[start:stop], matrices[cell], out=z[start - b.start : stop - b.start])
+        for column in range(atom_rows.shape[1]):
+            z.add_(torch.index_select(atoms, 0, atom_rows[b, column], out=other))
+        if radial is not None and messages.radial is not None:
+            rows, weights = messages.radial.rows[b], messages.radial.weights[b]
+            z.add_(F.embedding_bag(rows, radial, mode="sum", per_sample_weights=weights))
+        torch.sigmoid(z, out=filters).mul_(z)
+        torch.index_select(x, 0, messages.source[b], out=other)
+        out.index_add_(0, messages.target[b], filters.mul_(other))
+    return out
 
 
-def _combine(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_k w_k T[t_k]``: ``(T, C)`` to a fresh ``(n, C)``."""
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+class BlockedBackward:
+    """Derivatives of the convolution but for its products, in PyTorch's operations."""
 
+    def __init__(self, x: Tensor) -> None:
+        self.scratch = [x.new_empty(BLOCK, x.shape[1]) for _ in range(2)]
 
-def _scatter(out: Tensor, dz: Tensor, rows: Tensor, weights: Tensor, scratch: Tensor) -> None:
-    """Add ``w_k dz`` to rows ``t_k`` of ``out`` ``(T, C)``: the transpose of `_combine`."""
-    for column in range(rows.shape[1]):
-        torch.mul(dz, weights[:, column, None], out=scratch)
-        out.index_add_(0, rows[:, column], scratch)
+    def backward(
+        self,
+        begin: int,
+        end: int,
+        z: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        atom_rows: Tensor,
+        messages: Messages,
+        dz: Tensor,
+        dx: Tensor,
+        datoms: Tensor,
+        dradial: Tensor | None,
+    ) -> None:
+        """Write ``dz`` ``(n, C)``, and add to the gradients of what was gathered."""
+        b = slice(begin, end)
+        g, other = (s[: end - begin] for s in self.scratch)
+        source = messages.source[b]
+        torch.index_select(grad, 0, messages.target[b], out=g)
+        torch.sigmoid(z, out=dz)
+        torch.mul(z, dz, out=other).mul_(g)
+        dx.index_add_(0, source, other)
+        # The derivative of z sigmoid(z) is s + z s (1 - s), with s = sigmoid(z) now in dz.
+        torch.sub(1, dz, out=other).mul_(z).add_(1)
+        dz.mul_(other).mul_(g)
+        torch.index_select(x, 0, source, out=other)
+        dz.mul_(other)
+        for column in range(atom_rows.shape[1]):
+            datoms.index_add_(0, atom_rows[b, column], dz)
+        if dradial is not None and messages.radial is not None:
+            for column in range(messages.radial.rows.shape[1]):
+                torch.mul(dz, messages.radial.weights[b, column, None], out=other)
+                dradial.index_add_(0, messages.radial.rows[b, column], other)
 
 
 def _plain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, dense, weight, table, rows, tap_weights, source, target, _ = ctx.saved_tensors
-    # Aliases: x and table may come from one tensor, and partial derivatives are wanted here.
-    x, dense, weight, table = (t.view_as(t) for t in (x, dense, weight, table))
-    inputs = (x, dense, weight, table)
-    wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
-    taps = Taps(rows, tap_weights)
-    out = convolve_plain(x, dense, weight, table, taps, source, target, F.silu)
+    x, features, matrices, atoms, atom_rows, radial, _ = ctx.saved_tensors
+    # Aliases: x and the tables may come from one tensor, and partial derivatives are wanted here.
+    tensors = (x, features, matrices, atoms, atom_rows, radial)
+    inputs: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
+    wanted = [i for i in range(6) if ctx.needs_input_grad[i]]
+    x, features, matrices, atoms, atom_rows, radial = inputs
+    out = convolve_plain(x, features, matrices, atoms, atom_rows, radial, ctx.messages, F.silu)
     found = torch.autograd.grad(out, [inputs[i] for i in wanted], grad, create_graph=True)
     result: list[Tensor | None] = [None] * 8
     for i, value in zip(wanted, found, strict=True):
@@ -198,25 +295,28 @@ def _plain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def convolve(
     x: Tensor,
-    dense: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    taps: Taps,
-    source: Tensor,
-    target: Tensor,
+    features: Tensor,
+    matrices: Tensor,
+    atoms: Tensor,
+    atom_rows: Tensor,
+    radial: Tensor | None,
+    messages: Messages,
     act: Activation | None,
 ) -> Tensor:
     """The convolution by whichever form is fastest here; arguments as `convolve_plain`."""
+    tensors = [t for t in (x, features, matrices, atoms, radial) if t is not None]
     blocked = (
         act is F.silu
         and x.device.type == "cpu"
-        and x.dtype == dense.dtype == table.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
-        and source.numel() > 0
+        and all(t.dtype is x.dtype for t in tensors)
+        and features.shape[0] > 0
     )
     if not blocked:
-        return convolve_plain(x, dense, weight, table, taps, source, target, act)
+        return convolve_plain(x, features, matrices, atoms, atom_rows, radial, messages, act)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     out: Tensor = BlockedConvolution.apply(  # type: ignore[no-untyped-call]
-        x, dense, weight, table, taps.rows, taps.weights, source, target
-    )
+        x.contiguous(), features.contiguous(), matrices.contiguous(), atoms.contiguous(),
+        atom_rows, None if radial is None else radial.contiguous(), messages, keep,
+    )  # fmt: skip
     return out

@@ -1,16 +1,20 @@
-"""Edge features, kept in two parts so that what frames share is computed once."""
+"""Edge features, kept in parts so that what frames share is computed once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ocp_faenet.nn.activations import SMOOTH, Activation
 from ocp_faenet.nn.basis import GaussianSmearing
-from ocp_faenet.nn.convolution import Taps
+from ocp_faenet.nn.cells import CellGrid, choose_grid
+from ocp_faenet.nn.convolution import Messages, Taps
 from ocp_faenet.nn.init import xavier_linear
+from ocp_faenet.nn.kept import Kept
+from ocp_faenet.nn.topology import Topology
 
 #: Grid points of the radial table for each Gaussian: a spacing of 0.05 widths, at which cubic
 #: interpolation of a Gaussian is right to 5e-7.
@@ -18,27 +22,123 @@ GRID_PER_GAUSSIAN = 20
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The directional channels of edges, as polynomials in cells of space (`nn.cells`).
+
+    Messages, one for each edge in each frame, are in the order of their cells.
+
+    Attributes:
+        coefficients: ``(cells, K, C1)``.
+        basis: ``(M, K)``.
+        order: ``(M,)`` message ``f E + e`` at each place.
+        counts: messages of each cell.
+    """
+
+    coefficients: Tensor
+    basis: Tensor
+    order: Tensor
+    counts: tuple[int, ...]
+
+    def directional(self, frames: int) -> Tensor:
+        """The channels themselves, ``(F, E, C1)``."""
+        parts = zip(self.basis.split(self.counts), self.coefficients.unbind(0), strict=True)
+        values = torch.cat([basis @ coefficients for basis, coefficients in parts])
+        placed = torch.empty_like(values).index_copy(0, self.order, values)
+        return placed.view(frames, -1, values.shape[-1])
+
+
+@dataclass(frozen=True)
 class EdgeFeatures:
     """Edge embeddings ``e_ij``: channels that depend on the frame, then channels that do not.
 
     Attributes:
+        num_frames: ``F``.
         dense: ``(F, E, C1)``, from relative positions in each frame; all channels where
-            ``radial`` is ``None``.
-        radial: ``(K, C2)`` rows from which the other channels are combined: one a edge, or one
+            ``radial`` is ``None``. ``None`` where ``cells`` stands for it.
+        cells: the same channels, tabulated.
+        radial: ``(R, C2)`` rows from which the other channels are combined: one a edge, or one
             a point of a grid of distances. Shared by all frames.
-        taps: the rows of ``radial`` that make up each edge.
+        taps: the rows of ``radial`` that make up each edge, ``(E, k)``.
+        messages: where the edges in each frame lead, once `on` has laid them on a graph: for
+            atom features of all frames, and for those that all frames share.
     """
 
-    dense: Tensor
+    num_frames: int
+    dense: Tensor | None = None
+    cells: Cells | None = None
     radial: Tensor | None = None
     taps: Taps | None = None
+    messages: tuple[Messages, Messages] | None = None
+
+    @property
+    def directional(self) -> Tensor:
+        """The first channels, ``(F, E, C1)``."""
+        if self.dense is not None:
+            return self.dense
+        if self.cells is None:
+            raise ValueError("edge features: neither dense nor in cells")
+        return self.cells.directional(self.num_frames)
+
+    @property
+    def directional_channels(self) -> int:
+        """``C1``."""
+        part = self.dense if self.cells is None else self.cells.coefficients
+        return 0 if part is None else part.shape[-1]
+
+    @property
+    def factors(self) -> Tensor:
+        """``(M, K)``: what is multiplied with `projected` weights for each message."""
+        return self.directional.flatten(0, 1) if self.cells is None else self.cells.basis
+
+    def projected(self, weight: Tensor, kept: Kept) -> Tensor:
+        """``(cells or 1, K, C)``: the matrices that give ``weight`` ``(C, C1)`` times ``e_ij``."""
+        if self.cells is None:
+            return weight.t().unsqueeze(0)
+        coefficients = self.cells.coefficients
+        return kept.get((weight,), (coefficients,), lambda: F.linear(coefficients, weight))
 
     def full(self) -> Tensor:
         """All channels, ``(F, E, C1 + C2)``."""
+        directional = self.directional
         if self.radial is None or self.taps is None:
-            return self.dense
-        radial = self.taps.gather(self.radial.unsqueeze(0))
-        return torch.cat([self.dense, radial.expand(self.dense.shape[0], -1, -1)], dim=-1)
+            return directional
+        radial = self.taps.gather(self.radial)
+        return torch.cat([directional, radial.expand(self.num_frames, -1, -1)], dim=-1)
+
+    @property
+    def laid(self) -> tuple[Messages, Messages]:
+        """``messages``, which must be there."""
+        if self.messages is None:
+            raise ValueError("edge features: not laid on a graph; call `on` first")
+        return self.messages
+
+    def on(self, topology: Topology) -> EdgeFeatures:
+        """The same features with ``messages`` on a graph; itself if it has them."""
+        if self.messages is not None:
+            return self
+        own = self._messages(topology, shared=False)
+        shared = self._messages(topology, shared=True) if self.num_frames > 1 else own
+        return replace(self, messages=(own, shared))
+
+    def _messages(self, topology: Topology, *, shared: bool) -> Messages:
+        n, e = topology.num_atoms, topology.source.shape[0]
+        source, target, taps = topology.source, topology.target, self.taps
+        first = torch.zeros_like(source)
+        counts: tuple[int, ...] = (self.num_frames * e,)
+        if self.cells is not None or self.num_frames > 1:
+            order = torch.arange(self.num_frames * e, device=source.device)
+            if self.cells is not None:
+                order, counts = self.cells.order, self.cells.counts
+            edge = order % e
+            first = order // e * n  # row of the first atom of the message's frame
+            source, target = source[edge], target[edge]
+            taps = None if taps is None else Taps(taps.rows[edge], taps.weights[edge])
+        from_first = torch.zeros_like(first) if shared else first
+        return Messages(
+            source + from_first, target + from_first, target + first,
+            num_sources=n if shared else self.num_frames * n,
+            num_targets=self.num_frames * n, counts=counts, radial=taps,
+        )  # fmt: skip
 
 
 def cubic_taps(distances: Tensor, cutoff: float, points: int) -> Taps:
@@ -67,15 +167,17 @@ class EdgeEmbedding(nn.Module):
     and, with ``second_layer``, one more perceptron on top.
 
     The second half is a function of a single number, so in single precision it is tabulated on a
-    fine grid of distances and interpolated wherever that is less work: later layers then take
-    their products with the table instead of with every edge. It is never done where a gradient
-    with respect to positions is asked for, in double precision, or for activations with kinks.
+    fine grid of distances and interpolated wherever that is less work; the first half is a smooth
+    function of three numbers, and on the CPU becomes polynomials in cells of space (`nn.cells`).
+    Later layers then take their products with the tables instead of with every edge. It is never
+    done where a gradient with respect to positions is asked for, in double precision, or for
+    activations with kinks.
 
     Args:
         cutoff: Å.
         num_gaussians: size of the radial basis ``G``.
         num_filters: channels of ``e_ij``; the first half comes from relative positions.
-        tabulate: allow the table; for message passing that takes linear maps of ``e_ij``.
+        tabulate: allow the tables; for message passing that takes linear maps of ``e_ij``.
     """
 
     def __init__(
@@ -98,34 +200,73 @@ class EdgeEmbedding(nn.Module):
         self.directional = xavier_linear(3, num_filters // 2)
         self.radial = nn.Linear(num_gaussians, num_filters - num_filters // 2)
         self.second = xavier_linear(num_filters, num_filters) if second_layer else None
+        self.kept_radial, self.kept_cells = Kept(), Kept()
 
     def forward(self, relative_positions: Tensor, distances: Tensor) -> EdgeFeatures:
         """``(F, E, 3)`` vectors in each frame and their ``(E,)`` lengths, Å."""
-        directional = self.act(self.directional(relative_positions))
-        if self._by_table(distances):
-            grid = torch.linspace(
-                0, self.cutoff, self.grid_points, dtype=distances.dtype, device=distances.device
-            )
+        frames = relative_positions.shape[0]
+        single = self._single_precision(relative_positions, distances)
+        cells = self._in_cells(relative_positions) if single else None
+        dense = None if cells is not None else self.act(self.directional(relative_positions))
+        if single and (len(distances) > self.grid_points or cells is not None):
             taps = cubic_taps(distances, self.cutoff, self.grid_points)
-            return EdgeFeatures(directional, self._radial(grid), taps)
+            return EdgeFeatures(frames, dense, cells, self._radial_table(distances), taps)
         radial = self._radial(distances)
-        if self.tabulate and directional.shape[0] > 1:
+        if dense is None or (self.tabulate and frames > 1):
             own_row = torch.arange(len(distances), device=distances.device).unsqueeze(-1)
-            return EdgeFeatures(
-                directional, radial, Taps(own_row, torch.ones_like(distances).unsqueeze(-1))
-            )
-        dense = torch.cat([directional, radial.expand(directional.shape[0], -1, -1)], dim=-1)
-        return EdgeFeatures(dense if self.second is None else self.act(self.second(dense)))
+            ones = torch.ones_like(distances).unsqueeze(-1)
+            return EdgeFeatures(frames, dense, cells, radial, Taps(own_row, ones))
+        dense = torch.cat([dense, radial.expand(frames, -1, -1)], dim=-1)
+        return EdgeFeatures(frames, dense if self.second is None else self.act(self.second(dense)))
 
     def _radial(self, distances: Tensor) -> Tensor:
         """``(E,)`` to ``(E, C2)``."""
         return self.act(self.radial(self.basis(distances)))
 
-    def _by_table(self, distances: Tensor) -> bool:
+    def _radial_table(self, like: Tensor) -> Tensor:
+        """Radial channels on the grid of distances, ``(R, C2)``."""
+        grid = torch.linspace(
+            0, self.cutoff, self.grid_points, dtype=like.dtype, device=like.device
+        )
+        parameters = (self.radial.weight, self.radial.bias, self.basis.offset)
+        return self.kept_radial.get(parameters, (), lambda: self._radial(grid))
+
+    def _single_precision(self, relative_positions: Tensor, distances: Tensor) -> bool:
+        """Whether tables are right to the precision asked for."""
         return (
             self.tabulate
             and self.smooth
-            and distances.dtype is not torch.float64
+            and distances.dtype is torch.float32
+            and len(distances) > 0
             and not distances.requires_grad
-            and len(distances) > self.grid_points
+            and not relative_positions.requires_grad
+            and float(distances.max()) <= self.cutoff * (1 + 5e-6)
         )
+
+    def _in_cells(self, relative_positions: Tensor) -> Cells | None:
+        """The directional channels in cells of space, where that saves work."""
+        weight: Tensor = self.directional.weight
+        vectors = relative_positions.flatten(0, 1)
+        if self.act is not F.silu or vectors.device.type != "cpu":
+            return None
+        grid = choose_grid(
+            self.cutoff, float(weight.detach().abs().sum(1).max()), len(vectors), weight.shape[0],
+            kept=not torch.is_grad_enabled(),
+        )  # fmt: skip
+        if grid is None:
+            return None
+        cell, local = grid.place(vectors)
+        cell, order = torch.sort(cell, stable=True)
+        counts = torch.bincount(cell, minlength=grid.num_cells).tolist()
+        coefficients = self._coefficients(grid)
+        return Cells(coefficients, grid.basis(local[order]), order, tuple(counts))
+
+    def _coefficients(self, grid: CellGrid) -> Tensor:
+        """``(cells, K, C1)`` of ``act(W v + b)``."""
+        parameters = (self.directional.weight, self.directional.bias)
+
+        def make() -> Tensor:
+            nodes = grid.nodes().to(self.directional.weight)
+            return grid.coefficients(self.act(self.directional(nodes)))
+
+        return self.kept_cells.get(parameters, (grid,), make)

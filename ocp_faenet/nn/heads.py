@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ocp_faenet.geometry.segments import segment_sum
 from ocp_faenet.nn.activations import Activation
-from ocp_faenet.nn.interaction import Topology
+from ocp_faenet.nn.topology import Topology
 
 
 class AtomWeights(nn.Module):

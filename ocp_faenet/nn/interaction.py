@@ -14,32 +14,12 @@ from torch.nn import functional as F
 
 from ocp_faenet.geometry.segments import segment_sum
 from ocp_faenet.nn.activations import Activation
-from ocp_faenet.nn.convolution import Taps, convolve
+from ocp_faenet.nn.convolution import Messages, convolve
 from ocp_faenet.nn.edges import EdgeFeatures
 from ocp_faenet.nn.init import xavier_linear
+from ocp_faenet.nn.kept import Kept
 from ocp_faenet.nn.norm import GraphNorm
-
-
-@dataclass(frozen=True)
-class Topology:
-    """What message passing needs of a batch of graphs.
-
-    Attributes:
-        source: ``(E,)`` neighbour ``j`` of each edge.
-        target: ``(E,)`` centre ``i`` of each edge, ascending.
-        batch: ``(N,)`` graph of each atom, ascending.
-        num_graphs: ``B``.
-    """
-
-    source: Tensor
-    target: Tensor
-    batch: Tensor
-    num_graphs: int
-
-    @property
-    def num_atoms(self) -> int:
-        """``N``."""
-        return self.batch.shape[0]
+from ocp_faenet.nn.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -71,37 +51,35 @@ class EdgeConvolution(nn.Module):
         self.act = act
         self.num_filters = num_filters
         self.linear = xavier_linear(num_filters + atom_channels, channels)
+        self.kept_radial, self.kept_directional = Kept(), Kept()
 
     def forward(self, x: Tensor, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
         """``x`` ``(F, N, C)`` is convolved; ``h`` ``(F, N, hidden)`` may steer the filters."""
+        messages = self._messages(x, edges, topology)
         bias: Tensor = self.linear.bias
-        table, taps = self._with_radial(bias.expand(1, 1, -1), edges, self._one_row(edges))
-        return self._convolve(x, table, taps, edges, topology)
+        return self._convolve(x, bias.unsqueeze(0), messages.first_row, edges, messages)
 
-    def _one_row(self, edges: EdgeFeatures) -> Taps:
-        e, like = edges.dense.shape[1], edges.dense
-        rows = torch.zeros(e, 1, dtype=torch.int64, device=like.device)
-        return Taps(rows, like.new_ones(e, 1))
-
-    def _with_radial(self, table: Tensor, edges: EdgeFeatures, taps: Taps) -> tuple[Tensor, Taps]:
-        """Append the projected radial rows to the table ``(F, T, C)`` and their taps."""
-        if edges.radial is None or edges.taps is None:
-            return table, taps
-        split = edges.dense.shape[-1]
-        radial = F.linear(edges.radial, self.linear.weight[:, split : self.num_filters])
-        rows = torch.cat([taps.rows, edges.taps.rows + table.shape[-2]], dim=-1)
-        weights = torch.cat([taps.weights, edges.taps.weights], dim=-1)
-        return torch.cat([table, radial.expand(table.shape[0], -1, -1)], dim=-2), Taps(
-            rows, weights
-        )
+    @staticmethod
+    def _messages(x: Tensor, edges: EdgeFeatures, topology: Topology) -> Messages:
+        own, shared = edges.on(topology).laid
+        return own if x.shape[0] == edges.num_frames else shared
 
     def _convolve(
-        self, x: Tensor, table: Tensor, taps: Taps, edges: EdgeFeatures, topology: Topology
+        self, x: Tensor, atoms: Tensor, atom_rows: Tensor, edges: EdgeFeatures, messages: Messages
     ) -> Tensor:
-        weight = self.linear.weight[:, : edges.dense.shape[-1]]
-        return convolve(
-            x, edges.dense, weight, table, taps, topology.source, topology.target, self.act
+        split = edges.directional_channels
+        radial_weight = self.linear.weight[:, split : self.num_filters]
+        radial = edges.radial
+        if radial is not None:
+            table = radial
+            radial = self.kept_radial.get(
+                (radial_weight,), (table,), lambda: F.linear(table, radial_weight)
+            )
+        matrices = edges.projected(self.linear.weight[:, :split], self.kept_directional)
+        out = convolve(
+            x.flatten(0, 1), edges.factors, matrices, atoms, atom_rows, radial, messages, self.act
         )
+        return out.view(edges.num_frames, -1, out.shape[-1])
 
 
 class AtomEdgeConvolution(EdgeConvolution):
@@ -118,15 +96,14 @@ class AtomEdgeConvolution(EdgeConvolution):
 
     def forward(self, x: Tensor, h: Tensor, edges: EdgeFeatures, topology: Topology) -> Tensor:
         """``x`` ``(F, N, C)`` is convolved, ``h`` ``(F, N, hidden)`` steers the filters."""
-        weight: Tensor = self.linear.weight
-        n, hidden = h.shape[-2:]
-        w_source, w_target = weight[:, self.num_filters :].split([hidden, hidden], dim=1)
-        of_source = F.linear(h, w_source, self.linear.bias)  # (F, N, C)
-        table = torch.cat([of_source, F.linear(h, w_target)], dim=-2)
-        rows = torch.stack([topology.source, topology.target + n], dim=-1)
-        taps = Taps(rows, h.new_ones(rows.shape))
-        table, taps = self._with_radial(table, edges, taps)
-        return self._convolve(x, table, taps, edges, topology)
+        messages = self._messages(x, edges, topology)
+        hidden = h.shape[-1]
+        weight: Tensor = self.linear.weight[:, self.num_filters :]
+        w_source, w_target = weight.split([hidden, hidden], dim=1)
+        h = h.flatten(0, 1)
+        of_source = F.linear(h, w_source, self.linear.bias)  # (F N, C)
+        table = torch.cat([of_source, F.linear(h, w_target)])
+        return self._convolve(x, table, messages.pair_rows, edges, messages)
 
 
 class Interaction(nn.Module):

@@ -10,7 +10,7 @@ from ocp_faenet.geometry.clouds import envelope
 from ocp_faenet.geometry.segments import segment_mean, segment_sum
 from ocp_faenet.nn.basis import GaussianSmearing
 from ocp_faenet.nn.elements import MAX_ATOMIC_NUMBER
-from ocp_faenet.nn.interaction import Topology
+from ocp_faenet.nn.topology import Topology
 
 _SLOPE = 0.2
 _TINY = 1e-12

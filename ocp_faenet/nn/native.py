@@ -1,0 +1,198 @@
+"""The compiled pass of the convolution: built at first use, and done without where it cannot be.
+
+`kernels.cpp` is 150 lines of C++ without dependencies. The first convolution of a process looks
+for its compiled form in the user's cache folder, or compiles it there in a second or two; the file
+name holds a hash of the source, the compiler and the processor. Without a compiler, with one that
+fails, or with ``OCP_FAENET_NATIVE=0`` in the environment, PyTorch's operations do the same work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ocp_faenet.nn.convolution import Messages, Taps
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC")
+#: Rows that a message may take of the tables of atoms and of radial terms.
+ATOM_ROWS, RADIAL_ROWS = (1, 2), (0, 1, 4)
+P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+FORWARD: list[Any] = [I64, INT, INT, INT, I64, I64, *[P] * 13]
+BACKWARD: list[Any] = [I64, I64, INT, INT, INT, *[P] * 12]
+
+
+def pass_for(x: Tensor, atom_rows: Tensor, radial: Taps | None) -> NativePass | None:
+    """The compiled pass over ``x`` ``(X, C)``, or ``None`` where it does not apply."""
+    taps = 0 if radial is None else radial.rows.shape[1]
+    fits = atom_rows.shape[1] in ATOM_ROWS and taps in RADIAL_ROWS
+    if x.dtype is not torch.float32 or not fits:
+        return None
+    found = None if _switched_off else library()
+    if found is None or x.shape[1] % found.faenet_lanes():
+        return None
+    return NativePass(found, x.shape[1], atom_rows.shape[1], taps)
+
+
+_switched_off = False
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Within it PyTorch's operations do the work: where a profiler is to see it."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+class NativePass:
+    """The convolution, compiled; arguments as there, all tensors contiguous."""
+
+    def __init__(self, found: ctypes.CDLL, channels: int, atom_rows: int, taps: int) -> None:
+        self.library = found
+        # A thread for every four cache lines of channels; more would wait for each other.
+        threads = max(1, min(torch.get_num_threads(), channels // 64))
+        self.sizes = (channels, threads, atom_rows, taps)
+
+    def forward(
+        self,
+        x: Tensor,
+        features: Tensor,
+        matrices: Tensor,
+        atoms: Tensor,
+        atom_rows: Tensor,
+        radial: Tensor | None,
+        messages: Messages,
+        saved: Tensor | None,
+    ) -> Tensor:
+        """The whole convolution; filters before the activation go to ``saved`` ``(M, C)``."""
+        out = x.new_zeros(messages.num_targets, x.shape[1])
+        self.library.faenet_forward(
+            *self.sizes, features.shape[1], len(messages.counts), messages.ends.data_ptr(),
+            features.data_ptr(), matrices.data_ptr(), x.data_ptr(), atoms.data_ptr(),
+            _pointer(radial), *_rows(0, atom_rows, messages), _pointer(saved), out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def backward(
+        self,
+        begin: int,
+        end: int,
+        z: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        atom_rows: Tensor,
+        messages: Messages,
+        dz: Tensor,
+        dx: Tensor,
+        datoms: Tensor,
+        dradial: Tensor | None,
+    ) -> None:
+        """Write ``dz`` ``(n, C)``, and add to the gradients of what was gathered."""
+        self.library.faenet_backward(
+            end - begin, *self.sizes, z.data_ptr(), grad.data_ptr(), x.data_ptr(),
+            *_rows(begin, atom_rows, messages), dz.data_ptr(), dx.data_ptr(), datoms.data_ptr(),
+            _pointer(dradial),
+        )  # fmt: skip
+
+
+def _rows(begin: int, atom_rows: Tensor, messages: Messages) -> tuple[int | None, ...]:
+    """Addresses of the indices from message ``begin`` on."""
+    radial = messages.radial
+    return (
+        messages.source.data_ptr() + 8 * begin,
+        messages.target.data_ptr() + 8 * begin,
+        atom_rows.data_ptr() + 8 * atom_rows.shape[1] * begin,
+        None if radial is None else radial.rows.data_ptr() + 8 * radial.rows.shape[1] * begin,
+        None if radial is None else radial.weights.data_ptr() + 4 * radial.rows.shape[1] * begin,
+    )
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or ``None``."""
+    if os.environ.get("OCP_FAENET_NATIVE", "1") == "0":
+        return None
+    try:
+        return _load(_build())
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        log.info("convolution by PyTorch's operations, nothing compiled: %s", error)
+        return None
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
+    found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
+    return found
+
+
+def _build() -> Path:
+    """Path of the compiled library, made now if it is not there."""
+    if platform.system() != "Linux":
+        raise RuntimeError(f"not tried on {platform.system()}")
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise RuntimeError(f"no C++ compiler found ({', '.join(COMPILERS)}); set CXX")
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=20
+    ).stdout
+    key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(FLAGS).encode() + _processor())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocp_faenet"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} belongs to somebody else")
+    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            _compile(compiler, Path(work), path)
+    return path
+
+
+def _compile(compiler: str, work: Path, path: Path) -> None:
+    # Linked without -fopenmp: its symbols are then those of the OpenMP runtime that PyTorch has
+    # loaded already, and not of a second one with threads of its own.
+    steps = (
+        [*FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(work / "k.o")],
+        ["-shared", str(work / "k.o"), "-o", str(work / "k.so")],
+    )
+    for arguments in steps:
+        subprocess.run(
+            [*compiler.split(), *arguments], capture_output=True, check=True, timeout=120
+        )
+    os.replace(work / "k.so", path)
+
+
+def _processor() -> bytes:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(x for x in lines if x.startswith(wanted))).encode()
