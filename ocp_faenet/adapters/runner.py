@@ -5,16 +5,18 @@ Everything that a job needs is in its configuration and in the installed package
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import netrc
 import os
 import signal
 import sys
 import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
 from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import new_trainer_context, setup_logging
@@ -24,6 +26,7 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 from ocp_faenet.adapters.interruption import INTERRUPTION
 from ocp_faenet.adapters.run_records import RunRecord
 from ocp_faenet.adapters.trainer import FAENetTrainer
+from ocp_faenet.adapters.training_log import close_logger
 
 #: Stock names of `OCPTrainer`; a run of ours is trained by ours under each of them.
 STOCK_TRAINERS = ("ocp", "energy", "forces")
@@ -51,6 +54,7 @@ class Runner(Checkpointable):
             context.task.setup(trainer)
             context.task.run()
             record.finish(trainer)
+            close_logger(trainer.logger)
 
     def checkpoint(  # type: ignore[override]  # to submitit, None means no more
         self, config: dict[str, Any]
@@ -111,10 +115,26 @@ def started_before(config: Mapping[str, Any]) -> bool:
 
 
 def wandb_offline_without_key() -> None:
-    """Set ``WANDB_MODE=offline`` where W&B would otherwise ask for a key."""
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+    """Set ``WANDB_MODE=offline`` where W&B would otherwise ask for a key.
+
+    W&B itself is not asked: it would read its mode then, and keep it.
+    """
+    if "WANDB_MODE" not in os.environ and not _wandb_key():
         os.environ["WANDB_MODE"] = "offline"
         logging.info("W&B: no key, so offline; `wandb sync FOLDER` uploads a run later")
+
+
+def _wandb_key() -> bool:
+    """Whether W&B will find a key: in the environment or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urllib.parse.urlsplit(url).hostname or url
+    for place in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if place and netrc.netrc(os.path.expanduser(place)).authenticators(host):
+                return True
+    return False
 
 
 def announce(cmd: Mapping[str, Any]) -> None:

@@ -262,7 +262,7 @@ class FAENetTrainer(ConservingTrainer):
         path = self.save(metrics=done and done[1])
         if distutils.is_master():
             logging.info(f"Stopped after step {self.step}; checkpoint: {path}")
-        close_logger(self.logger)
+        close_logger(self.logger, preempted=True)
         INTERRUPTION.leave()
 
     @staticmethod

@@ -94,12 +94,13 @@ def report_skipped(trainer: Any, split: str) -> None:
         trainer.logger.log({"skipped_records": total}, step=trainer.step, split=split)
 
 
-def close_logger(logger: Any) -> None:
-    """Bring a logger's content to disk; the process may not get to it."""
+def close_logger(logger: Any, *, preempted: bool = False) -> None:
+    """Bring a logger's content to disk; a process that is being ended may not get to it."""
     if logger is None:
         return
     if hasattr(logger, "writer"):
         logger.writer.close()
     elif wandb.run is not None:
-        logger.mark_preempting()
+        if preempted:
+            logger.mark_preempting()
         wandb.finish()

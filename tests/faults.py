@@ -1,0 +1,171 @@
+"""Runs that meet with an accident, in processes of their own, and the data that cause it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import plugin_fixtures as fx
+from ocp_faenet.adapters.datasets import CheckedLmdbDataset
+from ocp_faenet.adapters.launch import ClusterOptions, complete, run_here
+from ocp_faenet.adapters.overrides import read_arguments
+from ocp_faenet.adapters.sweeps import make_grid
+
+#: Random in every way, an average of weights, a rate that changes with every step.
+MODEL = {
+    "name": "ocp_faenet.FAENet",
+    **fx.TINY,
+    "frame_averaging": "2D",
+    "fa_method": "stochastic",
+    "regress_forces": "direct",
+    "otf_graph": True,
+    "dropout_lin": 0.1,
+    "dropout_edge": 0.1,
+    "dropout_lowest_layer": "inter-0",
+}
+OPTIM = {
+    "batch_size": 2,
+    "num_workers": 0,
+    "optimizer": "AdamW",
+    "lr_initial": 1e-2,
+    "scheduler": "CosineAnnealingLR",
+    "T_max": 12,
+    "max_epochs": 3,
+    "ema_decay": 0.9,
+    "checkpoint_every": 2,
+    "eval_every": 4,
+}
+#: Steps of an epoch and of a run: eight records in batches of two, three epochs.
+EPOCH, STEPS = 4, 12
+
+
+class AccidentLmdb(CheckedLmdbDataset):
+    """The plugin's dataset; an accident happens as record number ``accident.at`` is read.
+
+    Kinds: ``signal`` to this process, ``unlink`` of the file, ``full`` disk (no file may grow
+    beyond ``limit`` bytes), ``room`` on it again, ``pause`` of ``seconds`` at every record. With
+    a ``marker`` it happens once, whatever the number of processes that follow each other; with a
+    ``rank``, to that rank alone.
+    """
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return [self[idx] for idx in indices]
+
+    def __getitem__(self, idx: int) -> Any:
+        self.reads = getattr(self, "reads", 0) + 1
+        for accident in self.config.get("accidents", []):
+            if accident["kind"] == "pause":
+                time.sleep(accident["seconds"])
+            elif accident["at"] == self.reads and self._first(accident):
+                self._happen(accident)
+        return super().__getitem__(idx)
+
+    def _first(self, accident: dict[str, Any]) -> bool:
+        if "rank" in accident and accident["rank"] != int(os.environ["RANK"]):
+            return False
+        marker = Path(accident.get("marker", os.devnull))
+        if marker.is_file():
+            return False
+        if "marker" in accident:
+            marker.touch()
+        return True
+
+    def _happen(self, accident: dict[str, Any]) -> None:
+        kind = accident["kind"]
+        if kind == "signal":
+            os.kill(os.getpid(), accident["signum"])
+        elif kind == "unlink":
+            Path(self.config["src"]).unlink()
+        elif kind in ("full", "room"):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            soft = accident["limit"] if kind == "full" else hard
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_data(folder: Path) -> None:
+    """``train/`` and ``test/data.lmdb``."""
+    fx.write_splits(folder, train=2 * EPOCH, test=2)
+
+
+def write_config(
+    path: Path, data: Path, accidents: list[dict[str, Any]] | None = None, **sections: Any
+) -> Path:
+    """A run of `STEPS` steps with ``accidents`` in its training data."""
+    config = fx.run_config(data, MODEL, **{"optim": OPTIM, **sections})
+    config["dataset"].pop("test")
+    if accidents is not None:
+        config["dataset"]["train"] |= {"format": "faults.AccidentLmdb", "accidents": accidents}
+        config["dataset"]["val"] |= {"format": "lmdb", "accidents": []}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def arguments(config_yml: Path, run_dir: Path, name: str, *more: str) -> list[str]:
+    """Of ``ocp-faenet main``."""
+    given = ["--mode", "train", "--config-yml", str(config_yml), "--cpu", "--print-every", "1"]
+    return [*given, "--run-dir", str(run_dir), *(["--timestamp-id", name] if name else []), *more]
+
+
+def start(given: Sequence[str], log: Path, ranks: int = 1) -> multiprocessing.Process:
+    """What ``ocp-faenet main`` does with a single run, in a child of this process."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_child, args=(list(given), log, ranks))
+    child.start()
+    return child
+
+
+def _child(given: list[str], log: Path, ranks: int) -> None:
+    with log.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    logging.getLogger().handlers.clear()  # pytest's, so that the host sets its own up
+    os.environ.update(OMP_NUM_THREADS="1")
+    _, config = read_arguments(given)
+    job = complete(make_grid(config, None), ClusterOptions())[0]
+    run_here(job.config, ranks)
+
+
+def run(given: Sequence[str], log: Path, ranks: int = 1, limit: float = 400) -> int:
+    """Exit code of `start`; a signal's number is negative."""
+    child = start(given, log, ranks)
+    child.join(limit)
+    if child.is_alive():
+        child.kill()
+        raise AssertionError(f"the run did not end: {log.read_text()[-2000:]}")
+    return child.exitcode if child.exitcode is not None else -1
+
+
+def steps_logged(run_dir: Path, name: str, tag: str = "train/lr") -> list[int]:
+    """Steps of a tag of the tensorboard log, all files of the run together."""
+    return [event.step for event in scalars(run_dir, name, tag)]
+
+
+def scalars(run_dir: Path, name: str, tag: str) -> list[Any]:
+    """Events of one tag, in the order of their files."""
+    events = EventAccumulator(
+        str(run_dir / "logs" / "tensorboard" / name), size_guidance={"scalars": 0}
+    )
+    events.Reload()
+    return list(events.Scalars(tag))
+
+
+def wait_for(condition: Callable[[], Any], limit: float, what: Callable[[], str]) -> Any:
+    """The first true value of ``condition``, looked at twice a second."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"not within {limit} s: {what()}")
