@@ -302,7 +302,7 @@ def test_losses_leave_out_atoms_without_target_and_agree_with_their_definitions(
 def test_metrics_are_the_unweighted_losses():
     pred, target = {TARGET: torch.randn(4, 3)}, {TARGET: torch.randn(4, 3)}
     target[TARGET][1] = torch.nan
-    names = ["denoising_length", "denoising_square"]
+    names = ["denoising_l2mae", "denoising_square"]
     found = Evaluator(eval_metrics={TARGET: names}).eval(pred, target)
     for name, loss in zip(names, ("noisy_nodes", "denoising"), strict=True):
         expected = DDPLoss(loss, reduction="mean")(pred[TARGET], target[TARGET], natoms=None)

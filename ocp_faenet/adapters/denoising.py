@@ -166,7 +166,7 @@ def _accuracy(prediction: Any, target: Any, key: Any) -> dict[str, float]:
 
 #: ``evaluation_metrics`` by name: the host finds one among the globals of its evaluator.
 METRICS = {
-    "denoising_length": _metric(NoisyNodesLoss),
+    "denoising_l2mae": _metric(NoisyNodesLoss),
     "denoising_square": _metric(DenoisingLoss),
     "species_cross_entropy": _metric(SpeciesLoss),
     "species_accuracy": _accuracy,

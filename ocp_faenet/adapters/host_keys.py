@@ -36,7 +36,7 @@ _OPTIM = (
     "batch_size eval_batch_size num_workers optimizer optimizer_params lr_initial weight_decay "
     "max_epochs eval_every checkpoint_every clip_grad_norm ema_decay load_balancing "
     "load_balancing_on_error scheduler lambda_type warmup_steps warmup_epochs warmup_factor "
-    "lr_milestones lr_gamma lr_min_factor epochs load_datasets_and_model_then_exit"
+    "lr_milestones lr_gamma lr_min_factor epochs load_datasets_and_model_then_exit layer_lr_decay"
 )
 _TASK = (
     "strict_load eval_relaxations relax_dataset relax_opt relaxation_steps relaxation_fmax "

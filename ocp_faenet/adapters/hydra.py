@@ -96,6 +96,7 @@ class FAENetHead(nn.Module, HeadInterface):
                 known = ", ".join(self.keys)
                 raise ValueError(f"{name}: unknown key {key!r} (value {config[key]!r}); {known}")
         self.config = validate_config({**backbone.mapping, **config})
+        backbone.seeds.training_passes.zero_()  # a backbone from a checkpoint begins anew
 
     def state(self, emb: Mapping[str, Any]) -> BackboneState:
         """What our backbone left in ``emb``."""

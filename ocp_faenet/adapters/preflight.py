@@ -8,6 +8,7 @@ from typing import Any
 
 from ocp_faenet.adapters.conservation import NAME, Scales, split_losses
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
+from ocp_faenet.adapters.finetuning import check_finetuning
 from ocp_faenet.adapters.noise import check_noise
 from ocp_faenet.adapters.rewiring import parse_rewiring
 from ocp_faenet.adapters.schema import is_absent, validate_config
@@ -34,6 +35,7 @@ def check_run_config(config: Mapping[str, Any], data: bool = True) -> None:
         if not config.get(name):
             raise ValueError(f"configuration: no {name!r} section; the host needs one")
     check_model(config["model"])
+    check_finetuning(config["model"])
     check_targets(config)
     sections = split_sections(config["dataset"])
     check_rewiring(sections)

@@ -17,6 +17,7 @@ from fairchem.core.common.registry import registry
 
 from ocp_faenet.adapters.checkpoints import is_write_error
 from ocp_faenet.adapters.conserving import ConservingTrainer
+from ocp_faenet.adapters.finetuning import layered_optimizer, self_contained
 from ocp_faenet.adapters.interruption import INTERRUPTION, RunInterruptedError
 from ocp_faenet.adapters.preflight import check_run_config
 from ocp_faenet.adapters.symmetry import validation_errors
@@ -62,6 +63,8 @@ class FAENetTrainer(ConservingTrainer):
        checkpoint misses, and a validation that a checkpoint came before is done again.
     7. A run that is asked to stop (`interruption`) does so between two steps.
     8. The loss ``energy_conservation`` compares two outputs of the model (`ConservingTrainer`).
+    9. ``optim.layer_lr_decay`` lets layers near the input learn more slowly, and the checkpoint of
+       a fine-tuned model opens without the one it started from (`finetuning`).
 
     Checkpoints open in the stock trainer and the other way round.
     """
@@ -101,6 +104,18 @@ class FAENetTrainer(ConservingTrainer):
                     f"dataset.{split}: no record is left after first_n, sample_n, max_atoms or "
                     "subset_to; loosen them"
                 )
+
+    def load_model(self) -> None:
+        """The stock model; its configuration is kept without a starting checkpoint."""
+        super().load_model()
+        self.config["model"] = self_contained(self.config["model"], self._unwrapped_model)
+
+    def load_optimizer(self) -> None:
+        """The stock optimizer, or one with a learning rate for each layer."""
+        if self.config["optim"].get("layer_lr_decay") is None:
+            super().load_optimizer()
+        else:
+            self.optimizer = layered_optimizer(self._unwrapped_model, self.config["optim"])
 
     def load_loss(self) -> None:
         """The stock losses, each of which is remembered for the log."""

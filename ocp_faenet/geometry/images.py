@@ -26,6 +26,8 @@ def minimum_image(displacements: Tensor, cell: Tensor | None, batch: Tensor) -> 
     """
     if cell is None or len(displacements) == 0:
         return displacements
+    if bool(_surely_shortest(displacements, cell, batch)):
+        return displacements
     lattice = reduced_cells(cell.double().cpu()).to(displacements.device)
     d = displacements.double()
     whole = torch.einsum("ni,nij->nj", d, torch.linalg.pinv(lattice)[batch]).round()
@@ -35,3 +37,13 @@ def minimum_image(displacements: Tensor, cell: Tensor | None, batch: Tensor) -> 
     shortest = images[torch.arange(len(d), device=d.device), images.square().sum(-1).argmin(-1)]
     improved = shortest.norm(dim=-1) < d.norm(dim=-1) * (1 - 1e-9)
     return torch.where(improved.unsqueeze(-1), shortest.to(displacements.dtype), displacements)
+
+
+def _surely_shortest(displacements: Tensor, cell: Tensor, batch: Tensor) -> Tensor:
+    """Whether none exceeds half the distance of the closest lattice planes, and hence half of any
+    lattice vector; no search is needed then.
+    """
+    heights = 1.0 / torch.linalg.pinv(cell.double()).norm(dim=-2)  # (B, 3), Å; inf for zero rows
+    reach = 0.5 * heights.amin(-1)[batch]
+    sure: Tensor = (displacements.norm(dim=-1) <= reach).all()
+    return sure
