@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from fairchem.core.common.utils import merge_dicts
@@ -38,6 +38,7 @@ class StudyPlan(BaseModel):
     Attributes:
         title: of table and picture.
         config: YAML of every variant that names no other, relative to the study's file.
+        data: data set that the study makes for itself where ``--data`` names none.
         task: folder of the LMDBs below the data set, ``is2re`` or ``s2ef``.
         splits: on which the final weights are evaluated, in the table's order.
         metrics: of the host's evaluator, by name, and what the table calls them; the first is
@@ -53,6 +54,7 @@ class StudyPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     title: str
     config: str
+    data: Literal["charges"] | None = None
     task: str = "is2re"
     splits: tuple[str, ...] = SPLITS
     metrics: dict[str, str] = {"energy_mae": "MAE (eV)"}

@@ -27,6 +27,7 @@ def data() -> None:
       ocp-faenet data emt data/emt                       about 1,000 training relaxations
       ocp-faenet data emt data/tiny --preset tiny        a few dozen, for tests
       ocp-faenet data emt data/big --preset full --workers 16 --seed 1
+      ocp-faenet data charges data/charges               point charges, for long-range messages
       ocp-faenet data check data/emt                     every LMDB below a folder
       ocp-faenet data check data/is2re/10k/train/data.lmdb --json report.json
       ocp-faenet data metadata data/s2ef/2M --workers 16  sizes for load balancing
@@ -84,6 +85,47 @@ def emt(out: Path, preset: str, seed: int, workers: int | None) -> None:
         bar.update(total - bar.n)
     click.echo(_summary(manifest))
     click.echo(str(out))
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Same seed, same bytes.",
+)
+def charges(out: Path, seed: int) -> None:
+    """Build point charges on displaced lattices in OUT.
+
+    Ions of one and two atoms, farther apart than a model of cutoff 3.5 Å sees, with their exact
+    Ewald energies: what only long-range messages can learn (docs/ewald.md). On a finished OUT it
+    does nothing.
+    """
+    made = make_charges(out, seed)
+    click.echo(", ".join(f"{split}: {count} structures" for split, count in made.items()))
+    click.echo(str(out))
+
+
+def make_charges(out: Path, seed: int = 0) -> dict[str, int]:
+    """The data set of `charges`, with a progress bar; its number of structures by split.
+
+    Raises:
+        BadInputError: the folder holds something else or cannot be written.
+    """
+    from ocp_faenet.data.charges import SIZES, generate_charges
+    from ocp_faenet.data.generate import OutputError
+
+    total = sum(SIZES.values())
+    with tqdm(total=total, desc="charges", unit="structure") as bar:
+        try:
+            manifest = generate_charges(out, seed, progress=bar.update)
+        except (OutputError, OSError) as error:
+            raise BadInputError(str(error)) from error
+        bar.update(total - bar.n)
+    counts: dict[str, int] = manifest["counts"]
+    return counts
 
 
 def _summary(manifest: dict[str, Any]) -> str:

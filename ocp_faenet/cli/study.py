@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path)
     "ocp-faenet study configs/studies/frame_methods.yml --seeds 1 --epochs 1 --only det,all"
 )
 @click.argument("file", type=_PATH)
-@click.option("--data", type=_PATH, default=Path("data/emt/demo"), show_default=True)
+@click.option("--data", type=_PATH, help="Data set; data/emt/demo, or what FILE makes for itself.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Instead of the file's.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the file's, for all.")
 @click.option("--sample", type=click.IntRange(min=1), help="Training structures, likewise.")
@@ -46,7 +46,7 @@ _PATH = click.Path(path_type=Path)
 )
 def study(
     file: Path,
-    data: Path,
+    data: Path | None,
     seeds: int | None,
     epochs: int | None,
     sample: int | None,
@@ -65,6 +65,7 @@ def study(
     """
     try:
         plan = _shortened(read_plan(file), seeds, epochs, sample, only)
+        data = data or _own_data(plan)
         specs = specs_of(plan, file.parent, data)
         if unknown := sorted(set(plan.measurements) - set(MEASUREMENTS)):
             raise ValueError(f"{file}: measurements: no {unknown[0]}")
@@ -95,6 +96,18 @@ def study(
         _draw(report, results, plot)
     if into is not None:
         into.write_text(insert(into.read_text(), file.stem, markdown_of(report)))
+
+
+def _own_data(plan: StudyPlan) -> Path:
+    """Where the study's data are if the command line does not say; made if they are its own."""
+    if plan.data is None:
+        return Path("data/emt/demo")
+    folder = Path("data") / plan.data
+    if not folder.exists():
+        from ocp_faenet.cli.data import make_charges
+
+        make_charges(folder)
+    return folder
 
 
 def _shortened(

@@ -109,7 +109,7 @@ def _write_files(out: Path, jobs: list[Job], cache: Path) -> dict[str, Any]:
     for split in SPLITS:
         own = [job for job in jobs if job.split is split and not job.dense]
         for task in ("is2re", "s2ef"):
-            counts[f"{task}/{split.value}"] = _write_folder(
+            counts[f"{task}/{split.value}"] = write_folder(
                 out / task / split.value, _structures(own, cache, task)
             )
         ended: Counter[str] = Counter()
@@ -125,7 +125,7 @@ def _write_files(out: Path, jobs: list[Job], cache: Path) -> dict[str, Any]:
 
 def _write_dense(folder: Path, jobs: list[Job], cache: Path) -> tuple[int, dict[str, int]]:
     results = list(read_results([job for job in jobs if job.dense], cache))
-    count = _write_folder(folder, (record for result in results for record in result.is2re))
+    count = write_folder(folder, (record for result in results for record in result.is2re))
     for name, table in dense_tables(results).items():
         replace_file(folder / f"oc20dense_{name}.pkl", _table_bytes(table))
     ended: Counter[str] = Counter()
@@ -139,7 +139,8 @@ def _structures(jobs: list[Job], cache: Path, task: str) -> Iterator[Arrays]:
         yield from result.is2re if task == "is2re" else result.s2ef
 
 
-def _write_folder(folder: Path, structures: Iterator[Arrays]) -> int:
+def write_folder(folder: Path, structures: Iterator[Arrays]) -> int:
+    """An LMDB and its metadata in `folder`; the number of records."""
     natoms: list[int] = []
     neighbors: list[int] = []
 
