@@ -62,7 +62,7 @@ def coulomb_energy(
 ) -> float:
     """Ewald energy of periodic point charges, eV (pymatgen's sum, converged by its defaults)."""
     from pymatgen.analysis.ewald import EwaldSummation
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
     species: list[Any] = list(numbers)
     structure = Structure(cell, species, positions, coords_are_cartesian=True)
