@@ -66,7 +66,6 @@ def config(tiny: Path, run_dir: Path, *extra: str) -> dict:
     command += ["--dataset.train.first_n=8", "--dataset.val.first_n=2", *extra]
     for split, folder in {"train": "train", "val": "val_id"}.items():
         command.append(f"--dataset.{split}.src={tiny / 's2ef' / folder / 'data.lmdb'}")
-    command.append(f"--dataset.relax.src={tiny / 'is2re' / 'val_id' / 'data.lmdb'}")
     built = build_config(*flags.get_parser().parse_known_args(command))
     built["model"] |= SMALL
     return built

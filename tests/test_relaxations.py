@@ -24,7 +24,7 @@ from ocp_faenet.cli import main
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.metrics import relaxations as scores
 
-CONFIG = Path(__file__).parent.parent / "configs" / "oc20" / "emt" / "s2ef" / "faenet.yml"
+CONFIG = Path(__file__).parent.parent / "configs" / "oc20" / "emt" / "s2ef" / "relax.yml"
 STEPS = 6
 SMALL = {
     "hidden_channels": 32,

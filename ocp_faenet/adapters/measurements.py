@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ocp_faenet.adapters.conservation_probe import conservation_of
 from ocp_faenet.adapters.depth import last_layer_diversity
 from ocp_faenet.adapters.runs import RunSpec, write_json
 from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
@@ -17,6 +18,7 @@ Measurement = Callable[[RunSpec, Mapping[str, Any]], dict[str, float]]
 
 #: By the name that study files use. Raise the second when what it returns changes meaning.
 MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
+    "conservation": (conservation_of, 1),
     "symmetry": (symmetry_of, 1),
     "frames": (frames_of, 1),
     "mad": (last_layer_diversity, 1),

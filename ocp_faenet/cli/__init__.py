@@ -11,6 +11,7 @@ import click
 VERBS = (
     "benchmark",
     "compare",
+    "conservation",
     "convert",
     "data",
     "demo",

@@ -71,7 +71,7 @@ def relaxations(relaxed: Path, src: Path, oracle: bool, json_path: Path | None) 
 
     \b
     Example:
-      fairchem --mode run-relaxations --config-yml configs/oc20/emt/s2ef/faenet.yml \\
+      fairchem --mode run-relaxations --config-yml configs/oc20/emt/s2ef/relax.yml \\
         --checkpoint best_checkpoint.pt --task.relax_opt.traj_dir=trajectories/my-run
       ocp-faenet relaxations results/RUN/relaxed_positions.npz \\
         --src data/emt/demo/is2re/val_id/data.lmdb
