@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ocp_faenet.adapters import measurements
 from ocp_faenet.adapters.plan import read_plan, specs_of
+from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli import main
+from ocp_faenet.cli.study import shortened
 from ocp_faenet.cli.study_report import insert, markdown_of, value
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +49,7 @@ def test_shipped_studies_can_be_run(path, tiny_data):
     plan = read_plan(path)
     if not (tiny_data / plan.task).is_dir():
         pytest.skip(f"the tiny set has no {plan.task}")
-    specs = specs_of(plan.model_copy(update={"sample": 4}), path.parent, tiny_data)
+    specs = specs_of(shortened(plan, None, None, 4, None), path.parent, tiny_data)
     assert len(specs) == plan.seeds * len(plan.variants)
     assert len({spec.key() for spec in specs}) == len(specs), "two variants are the same run"
     assert set(plan.measurements) <= set(measurements.MEASUREMENTS)
@@ -163,3 +166,87 @@ def test_tables_of_the_documents_are_their_json(path):
         assert [row["variant"] for row in report["rows"]] == list(plan.variants)
         assert (report["seeds"], report["title"]) == (plan.seeds, plan.title)
         assert plan.sample in (None, report["train_size"])
+
+
+STAGED = """
+title: Pre-trained
+config: {root}/configs/oc20/emt/is2re/faenet_hydra.yml
+epochs: 1
+seeds: 1
+sample: 8
+splits: [val_id]
+overrides:
+  model:
+    backbone:
+      {{hidden_channels: 24, num_filters: 8, num_gaussians: 8, tag_hidden_channels: 2,
+       pg_hidden_channels: 2, phys_embeds: false, num_interactions: 1}}
+stages:
+  before: {{config: {root}/configs/oc20/emt/pretrain/faenet.yml, sample: 4}}
+variants:
+  scratch:
+  tuned: {{starts_from: before, overrides: {{model: {{freeze_backbone: true}}}}}}
+"""
+
+
+def test_a_variant_starts_from_a_trained_stage(tmp_path, tiny_data):
+    path = tmp_path / "staged.yml"
+    path.write_text(STAGED.format(root=ROOT))
+    scratch, tuned = specs_of(read_plan(path), tmp_path, tiny_data)
+    assert scratch.stage is None
+    assert tuned.stage.splits == {}
+    assert tuned.stage.config()["dataset"]["train"]["sample_n"] == 4
+    assert tuned.with_seed(3).stage.seed == 3
+    assert tuned.with_seed(3).key() != tuned.key()
+    assert RunSpec.from_json(tuned.to_json()).key() == tuned.key()
+    result = study(path, "--data", tiny_data, "--runs", tmp_path / "runs", "--only", "tuned")
+    assert result.exit_code == 0, result.output
+    weights = [
+        torch.load(checkpoint_of(spec.folder(tmp_path / "runs")), weights_only=False)["state_dict"]
+        for spec in (tuned.stage, tuned)
+    ]
+    backbone = [key for key in weights[0] if "interactions" in key]
+    assert backbone
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in backbone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("starts_from: before", "starts_from: after"), "no stage 'after', only before"),
+        (("{{starts_from: before, overrides: {{model: {{",
+          "{{starts_from: before, overrides: {{model: {{backbone: {{num_interactions: 2}}, "),
+         "stage before has another backbone (num_interactions)"),
+        (("faenet_hydra", "faenet"), "both need a hydra model"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_does_not_fit_is_one_line(tmp_path, tiny_data, change, message):
+    path = tmp_path / "staged.yml"
+    path.write_text(STAGED.replace(*change).format(root=ROOT))
+    with pytest.raises(ValueError) as caught:
+        specs_of(read_plan(path), tmp_path, tiny_data)
+    assert message in str(caught.value)
+
+
+def test_the_budget_is_what_is_left_at_the_rate_of_finished_runs(tmp_path, tiny_data):
+    path = tmp_path / "staged.yml"
+    path.write_text(STAGED.format(root=ROOT))
+    scratch, tuned = specs_of(read_plan(path), tmp_path, tiny_data)
+    root = tmp_path / "runs"
+
+    def finish(folder, rate):
+        folder.mkdir(parents=True)
+        content = {"training": {"samples_per_cpu_second": rate}}
+        (folder / "result.json").write_text(json.dumps(content))
+
+    finish(root / "scratch-seed7-of-another-length", 0.1)
+    finish(tuned.stage.folder(root), 1.0)
+    result = study(path, "--data", tiny_data, "--runs", root, "--budget")
+    assert result.exit_code == 0, result.output
+    rows = {
+        line.split()[1]: line.split()[3::2] for line in result.output.splitlines() if "|" in line
+    }
+    assert rows["before"] == ["1", "1", "0.0"]
+    assert rows["scratch"] == ["1", "0", "1.3"]  # 8 structures, 1 epoch, 0.1 a second
+    assert rows["tuned"] == ["1", "0", "?"]
+    assert "1.3 CPU minutes of training left, and 1 runs of which none is" in result.output
+    assert not scratch.folder(root).exists(), "nothing was trained"

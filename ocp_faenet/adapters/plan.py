@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ class Variant(BaseModel):
         label: what the table calls it; the variant's key where there is none.
         config: another YAML to start from, relative to the study's file.
         epochs: another number of epochs than the study's.
+        sample: another number of training structures than the study's.
+        starts_from: a stage whose backbone, trained, this run starts with.
         overrides: nested dictionary laid over the study's overrides.
     """
 
@@ -29,7 +32,20 @@ class Variant(BaseModel):
     label: str | None = None
     config: str | None = None
     epochs: int | None = Field(default=None, ge=1)
+    sample: int | None = Field(default=None, ge=1)
+    starts_from: str | None = None
     overrides: dict[str, Any] = {}
+
+
+class Stage(Variant):
+    """A run that others start from: pre-training. Trained once for each seed, in no table.
+
+    Attributes:
+        task: folder of its LMDBs below the data set, the study's where it is absent.
+    """
+
+    task: str | None = None
+    starts_from: None = None
 
 
 class StudyPlan(BaseModel):
@@ -48,6 +64,7 @@ class StudyPlan(BaseModel):
         seeds: how many, from 0.
         overrides: nested dictionary laid over every configuration.
         measurements: of `ocp_faenet.adapters.measurements`, made of every checkpoint.
+        stages: runs that variants may start from.
         variants: the rows.
     """
 
@@ -63,6 +80,7 @@ class StudyPlan(BaseModel):
     seeds: int = Field(default=3, ge=1)
     overrides: dict[str, Any] = {}
     measurements: tuple[str, ...] = ()
+    stages: dict[str, Stage] = {}
     variants: dict[str, Variant] = Field(min_length=1)
 
 
@@ -97,27 +115,57 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
         data: data set with ``{task}/{split}/data.lmdb``.
 
     Raises:
-        ValueError: a configuration or an LMDB that is missing.
+        ValueError: a configuration, an LMDB or a stage that is missing; a stage with another
+            backbone than the variant that starts from it.
     """
-    source = {split: str(data / plan.task / split / "data.lmdb") for split in plan.splits}
-    train = str(data / plan.task / "train" / "data.lmdb")
+    stages = {
+        key: _spec(f"stages.{key}", stage, plan, folder, data / (stage.task or plan.task))
+        for key, stage in plan.stages.items()
+    }
+    stages = {key: replace(stage, splits={}) for key, stage in stages.items()}
+    specs = []
+    for key, variant in plan.variants.items():
+        spec = _spec(f"variants.{key}", variant, plan, folder, data / plan.task)
+        if variant.starts_from is not None:
+            spec = _started(spec, variant.starts_from, stages)
+        specs.append(spec)
+    return [spec.with_seed(seed) for seed in range(plan.seeds) for spec in specs]
+
+
+def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Path) -> RunSpec:
+    """The run of a variant or stage, with seed 0."""
+    source = {split: str(data / split / "data.lmdb") for split in plan.splits}
+    train = str(data / "train" / "data.lmdb")
     size = count_records(train)
-    if plan.sample is not None and plan.sample > size:
-        raise ValueError(f"sample: {plan.sample} of the {size} structures of {train}")
+    sample = variant.sample or plan.sample
+    if sample is not None and sample > size:
+        raise ValueError(f"sample: {sample} of the {size} structures of {train}")
     for path in source.values():
         count_records(path)
     dataset: dict[str, Any] = {"train": {"src": train}, "val": {"src": source[plan.splits[0]]}}
-    if plan.sample is not None:
-        dataset["train"]["sample_n"] = plan.sample
+    if sample is not None:
+        dataset["train"]["sample_n"] = sample
         dataset["val"]["sample_n"] = None  # or it would be inherited
-    specs = []
-    for key, variant in plan.variants.items():
-        config = folder / (variant.config or plan.config)
-        if not config.is_file():
-            raise ValueError(f"variants.{key}: no configuration {config}")
-        overrides = merge_dicts(plan.overrides, variant.overrides)[0]
-        overrides = merge_dicts(overrides, {"dataset": dataset})[0]
-        spec = RunSpec(key, str(config), overrides, splits=source)
-        epochs = with_epochs(spec.config(), plan.sample or size, variant.epochs or plan.epochs)
-        specs.append(replace(spec, overrides=merge_dicts(overrides, epochs)[0]))
-    return [replace(spec, seed=seed) for seed in range(plan.seeds) for spec in specs]
+    config = folder / (variant.config or plan.config)
+    if not config.is_file():
+        raise ValueError(f"{where}: no configuration {config}")
+    overrides = merge_dicts(plan.overrides, variant.overrides)[0]
+    overrides = merge_dicts(overrides, {"dataset": dataset})[0]
+    spec = RunSpec(where.split(".", 1)[1], str(config), overrides, splits=source)
+    epochs = with_epochs(spec.config(), sample or size, variant.epochs or plan.epochs)
+    return replace(spec, overrides=merge_dicts(overrides, epochs)[0])
+
+
+def _started(spec: RunSpec, name: str, stages: Mapping[str, RunSpec]) -> RunSpec:
+    """``spec`` with the backbone of a stage."""
+    where = f"variants.{spec.name}.starts_from"
+    if name not in stages:
+        raise ValueError(f"{where}: no stage {name!r}, only {', '.join(stages) or 'none'}")
+    models = [each.config()["model"] for each in (spec, stages[name])]
+    if not all(model["name"] == "hydra" for model in models):
+        raise ValueError(f"{where}: both need a hydra model, whose backbone is taken over")
+    mine, theirs = (model["backbone"] for model in models)
+    differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+    if differing:
+        raise ValueError(f"{where}: stage {name} has another backbone ({', '.join(differing)})")
+    return replace(spec, starts_from=asdict(stages[name]))

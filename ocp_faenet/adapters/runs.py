@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class RunSpec:
         seed: of weights, shuffling and frames.
         splits: LMDBs on which the final weights are evaluated, by name.
         threads: of PyTorch.
+        starts_from: fields of another spec, whose trained backbone this run starts with.
     """
 
     name: str
@@ -47,6 +48,18 @@ class RunSpec:
     seed: int = 0
     splits: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+    starts_from: Mapping[str, Any] | None = None
+
+    @property
+    def stage(self) -> RunSpec | None:
+        """The run whose backbone this one starts with."""
+        return None if self.starts_from is None else RunSpec(**self.starts_from)
+
+    def with_seed(self, seed: int) -> RunSpec:
+        """The same run with another seed, the run that it starts from included."""
+        stage = self.starts_from
+        started = None if stage is None else {**stage, "seed": seed}
+        return replace(self, seed=seed, starts_from=started)
 
     def config(self) -> dict[str, Any]:
         """The configuration with its includes and overrides, nothing of the machine in it.
@@ -71,6 +84,8 @@ class RunSpec:
             "threads": self.threads,
             "data": {split: file_digest(Path(src)) for split, src in sorted(sources.items())},
         }
+        if self.stage is not None:
+            content["starts_from"] = self.stage.key()
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -87,6 +102,10 @@ class RunSpec:
         arguments += ["--identifier", self.name, "--print-every", "100"]
         parsed, rest = flags.get_parser().parse_known_args(arguments)
         config: dict[str, Any] = merge_dicts(build_config(parsed, rest), dict(self.overrides))[0]
+        if self.stage is not None:
+            start = checkpoint_of(self.stage.folder(folder.parent))
+            del config["model"]["backbone"]  # the host would build a new one
+            config["model"]["finetune_config"] = {"starting_checkpoint": str(start)}
         return config
 
     def to_json(self) -> str:
@@ -119,6 +138,11 @@ def with_epochs(spec_config: Mapping[str, Any], train_size: int, epochs: int) ->
 def count_records(src: str) -> int:
     """Number of structures of an LMDB; see `check_lmdb` for what it raises."""
     return check_lmdb(src)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where a run in ``folder`` leaves its weights."""
+    return folder / "checkpoints" / "run" / "checkpoint.pt"
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:

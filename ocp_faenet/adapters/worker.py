@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from fairchem.core.common.utils import new_trainer_context
 from fairchem.core.datasets.base_dataset import create_dataset
 
 from ocp_faenet.adapters.curves import read_curves
-from ocp_faenet.adapters.runs import RunSpec, load_result, write_json
+from ocp_faenet.adapters.runs import RunSpec, checkpoint_of, load_result, write_json
 
 #: Scalars of the host's log that a result keeps begin so.
 CURVES = ("train/", "val/")
@@ -58,14 +59,34 @@ def execute(folder: Path) -> dict[str, Any]:
             return done
         spec = RunSpec.from_json((folder / "spec.json").read_text())
         torch.set_num_threads(spec.threads)
+        if spec.stage is not None:
+            _train_first(spec.stage, folder.parent)
         result = {"name": spec.name, "seed": spec.seed, "key": folder.name, **_run(spec, folder)}
         write_json(folder / "result.json", result)
         return result
 
 
+def _train_first(stage: RunSpec, root: Path) -> None:
+    """Train what a run starts from, in a process of its own, unless that was done before.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    folder = stage.folder(root)
+    if load_result(folder) is not None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(stage.to_json() + "\n")
+    command = [sys.executable, "-m", "ocp_faenet.adapters.worker", str(folder)]
+    with (folder / "log.txt").open("ab") as log:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    if done.returncode:
+        raise RuntimeError(f"{stage.name}, seed {stage.seed}: failed; log: {folder / 'log.txt'}")
+
+
 def _run(spec: RunSpec, folder: Path) -> dict[str, Any]:
     config = spec.runnable(folder)
-    checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
+    checkpoint = checkpoint_of(folder)
     _drop_if_broken(checkpoint)
     with new_trainer_context(config=config) as context:
         trainer = context.trainer
@@ -138,7 +159,7 @@ def _seconds_so_far(folder: Path) -> tuple[float, float]:
     """Wall and CPU seconds that an interrupted attempt spent, if its checkpoint is there to go
     on from."""
     path = folder / "progress.json"
-    if not path.is_file() or not (folder / "checkpoints" / "run" / "checkpoint.pt").is_file():
+    if not path.is_file() or not (checkpoint_of(folder)).is_file():
         return 0.0, 0.0
     state = json.loads(path.read_text())
     return float(state["seconds"]), float(state.get("cpu_seconds", 0.0))

@@ -15,6 +15,7 @@ from ocp_faenet.adapters.measurements import MEASUREMENTS, measure
 from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import machine_class, write_json
+from ocp_faenet.cli.study_budget import budget_of
 from ocp_faenet.cli.study_report import insert, markdown_of, report_of
 from ocp_faenet.cli.training import run_study
 
@@ -41,6 +42,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
 @click.option("--plot", type=_PATH, help="Draw errors by split and learning curves (PNG).")
+@click.option("--budget", is_flag=True, help="Say what is left to run and its CPU time; no more.")
 @click.option(
     "--into", type=_PATH, help="Replace the study's table in this document, between its markers."
 )
@@ -55,6 +57,7 @@ def study(
     runs: Path,
     json_path: Path | None,
     plot: Path | None,
+    budget: bool,
     into: Path | None,
 ) -> None:
     """Train the variants that FILE names over seeds and print one table.
@@ -64,7 +67,7 @@ def study(
     changed trains only what changed. FILE is explained in docs/studies.md.
     """
     try:
-        plan = _shortened(read_plan(file), seeds, epochs, sample, only)
+        plan = shortened(read_plan(file), seeds, epochs, sample, only)
         data = data or _own_data(plan)
         specs = specs_of(plan, file.parent, data)
         if unknown := sorted(set(plan.measurements) - set(MEASUREMENTS)):
@@ -73,6 +76,9 @@ def study(
             insert(into.read_text(), file.stem, "")
     except (ValueError, OSError) as error:
         raise BadInputError(str(error)) from error
+    if budget:
+        click.echo(budget_of(specs, runs))
+        return
     results = [
         {**result, "name": spec.name}  # of a run that another study shares, if it has it cached
         for spec, result in zip(specs, run_study(specs, runs, jobs, plan.title), strict=True)
@@ -110,7 +116,7 @@ def _own_data(plan: StudyPlan) -> Path:
     return folder
 
 
-def _shortened(
+def shortened(
     plan: StudyPlan, seeds: int | None, epochs: int | None, sample: int | None, only: str | None
 ) -> StudyPlan:
     """``plan`` with what the command line says instead."""
@@ -119,11 +125,13 @@ def _shortened(
         if unknown := sorted(set(only.split(",")) - set(variants)):
             raise ValueError(f"--only {unknown[0]}: the variants are {', '.join(variants)}")
         variants = {key: variants[key] for key in variants if key in only.split(",")}
-    if epochs is not None:
-        variants = {key: each.model_copy(update={"epochs": None}) for key, each in variants.items()}
     given = {"seeds": seeds, "epochs": epochs, "sample": sample}
+    # What the command line says of all takes the place of what a variant says of itself.
+    own = {key: None for key in ("epochs", "sample") if given[key] is not None}
+    variants = {key: each.model_copy(update=own) for key, each in variants.items()}
+    stages = {key: each.model_copy(update=own) for key, each in plan.stages.items()}
     changes = {key: value for key, value in given.items() if value is not None}
-    return plan.model_copy(update={**changes, "variants": variants})
+    return plan.model_copy(update={**changes, "variants": variants, "stages": stages})
 
 
 def _measure(names: Sequence[str], spec: Any, result: Any, folder: Path) -> dict[str, float]:
