@@ -32,14 +32,16 @@ def load(path: Path) -> dict:
     return config
 
 
-RUNS = [name for name, path in zip(NAMES, FILES, strict=True) if "model" in load(path)]
+RUNS = [
+    name for name, path in zip(NAMES, FILES, strict=True) if {"model", "optim"} <= load(path).keys()
+]
 
 
 def to_tiny(src: str, tiny: Path) -> str:
     """The tiny set's LMDB of the same task and split."""
-    parts = Path(src).parts
-    task = "s2ef" if "s2ef" in parts else "is2re"
-    return str(tiny / task / parts[-2] / "data.lmdb")
+    folder = Path(src) if not src.endswith(".lmdb") else Path(src).parent
+    task = "s2ef" if "s2ef" in folder.parts else "is2re"
+    return str(tiny / task / folder.name / "data.lmdb")
 
 
 def starting_checkpoint(config: dict, folder: Path) -> Path:
@@ -143,3 +145,19 @@ def test_published_schedule_of_faenet(size, peak, warmup, epochs):
     assert rates[steps - 1] < 1e-4 * peak
     momenta = {group["betas"] for group in optimizer.param_groups}
     assert momenta == {(0.9, 0.999)}
+
+
+@pytest.mark.parametrize(
+    ("size", "frames"),
+    [("200k", 200_000), ("2M", 2_000_000), ("20M", 20_000_000), ("all", 133_934_018)],
+)
+def test_published_schedule_of_s2ef(size, frames):
+    """12 epochs; 30000 steps of warm-up, or their share in 2M where that is all there is."""
+    config = load(CONFIGS / "oc20" / "s2ef" / size / "faenet.yml")
+    optim, steps = config["optim"], 12 * math.ceil(frames / 192)
+    assert (optim["max_epochs"], optim["batch_size"], optim["total_steps"]) == (12, 192, steps)
+    assert optim["max_lr"] == optim["lr_initial"] == 2.5e-4
+    expected = 30_000 if steps > 30_000 else steps * 30_000 / 125_004
+    assert optim["pct_start"] * steps == pytest.approx(expected, rel=1e-3)
+    weights = {k: v["coefficient"] for entry in config["loss_functions"] for k, v in entry.items()}
+    assert weights == {"energy": 1, "forces": 30, "energy_conservation": 10}
