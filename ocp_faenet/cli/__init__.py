@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 
 import click
 
@@ -35,6 +37,8 @@ class LazyVerbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
+        if not sys.stderr.isatty():  # a log file needs no film; tqdm reads this when imported
+            os.environ.setdefault("TQDM_MININTERVAL", "60")
         command: click.Command = getattr(importlib.import_module(_module(cmd_name)), cmd_name)
         return command
 
