@@ -221,6 +221,17 @@ def test_edges_and_frames_are_those_of_the_noisy_structure():
     assert not torch.allclose(found["energy"], clean["energy"], atol=1e-6)
 
 
+def test_a_calculator_that_gives_no_edges_gets_those_within_the_cutoff():
+    """The host's asks the hydra model, not its backbone, to find them."""
+    model, data = hydra().eval(), slab_record(1)
+    with torch.no_grad():
+        found = model(data_list_collater([data], otf_graph=True))["energy"]
+        expected = hydra(otf_graph=True).eval()(collate([record(1)]))["energy"]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="no 'edge_index' in the batch"):
+        model.train()(data_list_collater([noisy_nodes(data, {"target": "initial"})]))
+
+
 @pytest.mark.parametrize("frames", ["all", None])
 def test_the_decoder_turns_with_the_structure(frames):
     """Exact with all frames, in float64; without frames it does not (the control)."""

@@ -62,7 +62,10 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
 
     def forward(self, data: Any) -> dict[str, Any]:
         """``node_embedding`` ``(N, C)``, mean over frames, and the state for our own heads."""
-        graph = unpack(data, self.config, model_dtype(self), otf_graph=self.otf_graph)
+        # `OCPCalculator` asks the hydra model for edges made on the fly, which does not pass it on.
+        calculated = not self.training and "edge_index" not in data
+        otf_graph = self.otf_graph or calculated
+        graph = unpack(data, self.config, model_dtype(self), otf_graph=otf_graph)
         refuse_noise(data, self.training)
         rotations = stored_frames(data, graph, self.config) if self.training else None
         passes = int(self.seeds.training_passes)
