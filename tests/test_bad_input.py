@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import re
@@ -192,6 +193,7 @@ class TestRecords:
         from ocp_faenet.adapters import unpack
 
         unpack._warn_untagged.cache_clear()
+        caplog.set_level(logging.WARNING)
         batch = self.batch(lambda record: record.tags.zero_())
         ocp_faenet.FAENet(**MODEL)(batch)
         assert "Every tag of a batch is 0" in caplog.text

@@ -287,7 +287,8 @@ class TestFrameAveragingTransform:
 
     def load(self, path: Path, **config: Any) -> Batch:
         """All records of the dataset, collated."""
-        source = {"src": str(path), "transforms": {"frame_averaging": config}}
+        graph = {"otf_graph": True, "cutoff": fx.CUTOFF}
+        source = {"src": str(path), "transforms": {"frame_averaging": {**graph, **config}}}
         dataset = create_dataset(source, "train")
         return data_list_collater([dataset[i] for i in range(3)], otf_graph=True)
 
@@ -371,7 +372,10 @@ class TestTagZeroRemoval:
         del untagged.tags
         with pytest.raises(ValueError, match="sid=1000 has no 'tags'"):
             graph_rewiring(untagged, "remove-tag-0")
-        framed = frame_averaging(data, {"frame_averaging": "2D", "fa_method": "det"})
+        with pytest.raises(ValueError, match=r"no 'edge_index' in the batch \(sid 1000\)"):
+            frame_averaging(data, {"frame_averaging": "2D", "fa_method": "det"})
+        published = {"frame_averaging": "2D", "fa_method": "det", "frame_source": "positions"}
+        framed = frame_averaging(data, published)
         with pytest.raises(ValueError, match="before frame_averaging"):
             graph_rewiring(framed, "remove-tag-0")
 

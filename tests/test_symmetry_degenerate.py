@@ -8,25 +8,37 @@ import pytest
 import torch
 
 from ocp_faenet.models import transforms
-from ocp_faenet.models.config import ForceMode
+from ocp_faenet.models.config import ForceMode, FrameSource
 from symmetry_cases import KINDS, cloud, framed, pose_errors, random_poses, structure
 
 EXACT = 1e-10
 METHODS = ["det", "all", "se3-det", "se3-all"]
 
 
-@pytest.fixture(scope="module")
-def models():
+def models_from(source):
+    choices = {"tag_hidden_channels": 0, "frame_source": source}
     return {
-        (space, method): framed(space, method, tag_hidden_channels=0)
+        (space, method): framed(space, method, **choices)
         for space in ("2D", "3D")
         for method in METHODS
     }
 
 
+@pytest.fixture(scope="module")
+def models():
+    return models_from(FrameSource.POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def edge_models():
+    return models_from(FrameSource.EDGES)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", ["2D", "3D"])
-def test_exact_for_awkward_clouds(models, kind, space):
+@pytest.mark.parametrize("source", ["models", "edge_models"])
+def test_exact_for_awkward_clouds(source, kind, space, request):
+    models = request.getfixturevalue(source)
     points = cloud(kind)
     graph = structure(points, [6] * len(points))
     order = transforms.random_order(graph, torch.Generator().manual_seed(1))

@@ -32,7 +32,7 @@ VECTORS = frozenset(
 #: ``(..., 3, 3)`` tensors: ``T' = R^T @ T @ R``.
 TENSORS = frozenset({"stress", "virial", "virials"})
 #: Three numbers a row that point nowhere.
-SCALARS = frozenset({"cell_offsets", "pbc", "fixed"})
+SCALARS = frozenset({"cell_offsets", "pbc", "fixed", "species"})
 DRAW = {Augmentation.PLANE: random_rotations_about_z, Augmentation.SPACE: random_rotations}
 
 

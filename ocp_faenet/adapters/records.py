@@ -24,6 +24,8 @@ def graph_names(batch: Any, graphs: Iterable[int], limit: int = 5) -> str:
 
 
 def _graph_name(sids: Any, graph: int) -> str:
+    if sids is not None and not hasattr(sids, "__len__"):  # a record that was never collated
+        return f"sid {_plain(sids)}"
     if sids is None or graph >= len(sids):
         return f"graph {graph} of the batch"
     return f"sid {_plain(sids[graph])}"

@@ -174,7 +174,7 @@ class FAENetConfig:
         fa_method: frames in training.
         eval_fa_method: ours: frames in evaluation; deterministic by default, and ``se3-det``
             where training uses proper rotations only.
-        frame_source: ours: what the axes are the principal axes of.
+        frame_source: ours: what the axes are the principal axes of; published is ``positions``.
         canonical_channels: ours: vectors of each atom in the network of ``fa_method: learned``.
         canonical_subgroup: ours: partial canonicalisation: ``learned`` chooses a right-handed
             frame, and the prediction is averaged over it and its mirror image
@@ -219,7 +219,7 @@ class FAENetConfig:
     frame_averaging: FrameAveraging | None = None
     fa_method: FAMethod | None = None
     eval_fa_method: FAMethod | None = None
-    frame_source: FrameSource = FrameSource.POSITIONS
+    frame_source: FrameSource = FrameSource.EDGES
     canonical_channels: int = 16
     canonical_subgroup: Subgroup | None = None
     augmentation: Augmentation = Augmentation.PLANE

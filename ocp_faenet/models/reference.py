@@ -37,16 +37,17 @@ _PREPROCESS = {
 def published_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Our ``model:`` section that predicts what ``faenet.FAENet(**kwargs)`` does.
 
-    Fills in the reference's defaults, takes graph norm over the mini-batch as it does (unless
-    ``graph_norm_scope`` is given), and turns ``preprocess`` into ``use_pbc`` and ``otf_graph``
-    (where an atom has more than ``max_num_neighbors``, we keep the nearest, the reference any).
+    Fills in the reference's defaults, takes graph norm over the mini-batch and frames from the
+    positions as it does (unless ``graph_norm_scope``, ``frame_source`` are given), and turns
+    ``preprocess`` into ``use_pbc`` and ``otf_graph`` (where an atom has more than
+    ``max_num_neighbors``, we keep the nearest, the reference any).
     Keys that only we know (``frame_averaging``, ``eval_fa_method``, ...) pass as they are; types
     and unknown keys are left to the reader of the result.
 
     Raises:
         ValueError: a ``preprocess`` that is not one of the reference's two.
     """
-    options = {**DEFAULTS, "graph_norm_scope": "batch", **kwargs}
+    options = {**DEFAULTS, "graph_norm_scope": "batch", "frame_source": "positions", **kwargs}
     preprocess = options.pop("preprocess", "pbc_preprocess")
     if not isinstance(preprocess, str) or preprocess not in _PREPROCESS:
         raise ValueError(f"preprocess: {preprocess!r}; known are {', '.join(_PREPROCESS)}")
