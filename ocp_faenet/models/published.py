@@ -9,6 +9,7 @@ from ocp_faenet.models.config import (
     FAENetConfig,
     FAMethod,
     FrameAveraging,
+    FrameSource,
     MPType,
     SkipConnection,
 )
@@ -30,6 +31,7 @@ IS2RE = FAENetConfig(
     graph_norm=True,
     frame_averaging=FrameAveraging.PLANE,
     fa_method=FAMethod.STOCHASTIC,
+    frame_source=FrameSource.POSITIONS,
 )
 
 
