@@ -20,6 +20,7 @@ VERBS = (
     "diagnose",
     "main",
     "relaxations",
+    "scaling",
     "study",
     "submission",
     "symmetry",

@@ -1,0 +1,191 @@
+"""``ocp-faenet scaling``: what OC20's training sets would take on 1, 8 and 64 GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.output import machine_class, markdown_table, write_json
+from ocp_faenet.models.costs import Costs, Subject, Traffic, count, inference, training_step
+from ocp_faenet.models.scaling import ATOMS, GPUS, WORKLOADS, Gpu, Workload, project
+from ocp_faenet.models.synthetic import oc20_like
+
+#: Samples a second of FAENet SFA on IS2RE, the report's Table 1. The GPU is not named there:
+#: that it was this one is an assumption.
+ANCHOR, ANCHOR_GPU = 2944.0, "a100"
+COUNTS = (1, 8, 64)
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  ocp-faenet scaling
+  ocp-faenet scaling --gpu h200 --launch-us 4 --json scaling.json
+  ocp-faenet scaling --rate IS2RE-all=5000      # training samples/s measured on one GPU
+"""
+)
+@click.option("--gpu", type=click.Choice(list(GPUS)), default="a100", show_default=True)
+@click.option(
+    "--launch-us",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Microseconds to launch an operation; measured on this machine's CPU if absent.",
+)
+@click.option(
+    "--rate", "rates", multiple=True, metavar="SET=N", help="Measured on one GPU, full batch."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def scaling(
+    gpu: str, launch_us: float | None, rates: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Derive time and memory of trainings from the costs of a sample, counted here.
+
+    Counts operations, bytes and memory of a training step at the published configurations, on
+    OC20-like structures without their tag-0 atoms, and holds them against what the GPU's maker
+    promises. Times are lower bounds; a measured rate (--rate) replaces the bound on one GPU.
+    """
+    measured = _parsed(rates)
+    launch = 1e-6 * launch_us if launch_us else launch_seconds()
+    costs = _counted()
+    card = GPUS[gpu]
+    bound = GPUS[ANCHOR_GPU].bandwidth / costs["IS2RE-all"].inference.bytes
+    loader = _loader_costs()
+    rows = []
+    for work in WORKLOADS:
+        mine = costs[work.name]
+        full = project(work, mine.training, mine.parameters, card, 1, launch=launch)
+        busy = max(full.work, full.traffic) / full.batch
+        share = measured[work.name] * busy if work.name in measured else ANCHOR / bound
+        for gpus, batch in [*((n, None) for n in COUNTS), (COUNTS[-1], work.batch)]:
+            rows.append(_row(work, mine, card, gpus, batch, launch, share))
+    click.echo(_costs_table(costs) + "\n")
+    click.echo(_times_table(rows) + "\n")
+    notes = [
+        f"{card.name}; {1e6 * launch:.1f} µs to launch an operation.",
+        f"IS2RE inference on one {GPUS[ANCHOR_GPU].name}, bound by memory traffic: {bound:,.0f} "
+        f"samples/s. The report's {ANCHOR:,.0f} are {100 * ANCHOR / bound:.0f} % of it.",
+        *(f"A record {name}: {size / 1e3:.0f} kB, {ms:.2f} ms of one core to load."
+          for name, (ms, size) in loader.items()),
+        f"Counted on {machine_class()}.",
+    ]  # fmt: skip
+    click.echo("\n".join(notes))
+    if json_file:
+        content = {
+            "gpu": asdict(card),
+            "launch_seconds": launch,
+            "costs": {name: asdict(found) for name, found in costs.items()},
+            "loader": {k: {"ms": ms, "bytes": size} for k, (ms, size) in loader.items()},
+            "rows": rows,
+            "machine": machine_class(),
+        }
+        write_json(json_file, content)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    training: Costs
+    inference: Costs
+    parameters: int
+
+
+def _counted() -> dict[str, _Counted]:
+    found: dict[int, _Counted] = {}
+    by_name = {}
+    for work in tqdm(WORKLOADS, desc="counting", file=sys.stderr):
+        if id(work.config) not in found:
+            subject = Subject(work.config, ATOMS, work.neighbors)
+            parameters = sum(p.numel() for p in subject.module().parameters())
+            found[id(work.config)] = _Counted(count(subject), count(subject, inference), parameters)
+        by_name[work.name] = found[id(work.config)]
+    return by_name
+
+
+def launch_seconds() -> float:
+    """CPU time of an operation in a training step on next to no atoms: all of it is launching."""
+    subject = Subject(WORKLOADS[0].config, 1, 1)
+    step = training_step(subject.module(), oc20_like(1, 1, max_neighbors=1))
+    step()
+    with Traffic() as traffic:
+        step()
+    seconds = []
+    for _ in range(7):
+        start = time.process_time()
+        step()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds) / traffic.operations
+
+
+def _loader_costs() -> dict[str, tuple[float, float]]:
+    if importlib.util.find_spec("fairchem") is None:
+        return {}
+    from ocp_faenet.adapters.record_costs import record_costs
+
+    kinds = {"with its edges": True, "without edges": False}
+    return {name: record_costs(ATOMS, edges=edges) for name, edges in kinds.items()}
+
+
+def _parsed(rates: Sequence[str]) -> dict[str, float]:
+    names = [work.name for work in WORKLOADS]
+    found = {}
+    for text in rates:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = 0.0
+        if name not in names or not found[name] > 0:
+            raise BadInputError(
+                f"--rate {text!r}: give samples per second as {names[0]}=5000; "
+                f"the sets are {', '.join(names)}"
+            )
+    return found
+
+
+def _row(
+    work: Workload, costs: _Counted, card: Gpu, gpus: int, batch: int | None, launch: float,
+    share: float,
+) -> dict[str, Any]:  # fmt: skip
+    bound, likely = (
+        project(work, costs.training, costs.parameters, card, gpus, launch=launch, batch=batch,
+                share=part)
+        for part in (1.0, share)
+    )  # fmt: skip
+    return {
+        "set": work.name, "gpus": gpus, "batch": bound.batch, "step_ms": 1e3 * bound.step,
+        "limit": bound.limit, "hours_bound": bound.hours, "hours": likely.hours, "share": share,
+        "rate": likely.rate, "memory_gb": bound.memory / 1e9,
+    }  # fmt: skip
+
+
+def _costs_table(costs: Mapping[str, _Counted]) -> str:
+    rows = []
+    for name, found in costs.items():
+        for kind, each in (("training", found.training), ("inference", found.inference)):
+            rows.append(
+                [f"{name}, {kind}", f"{each.gflop:.2f}", f"{each.bytes / 1e6:.0f}",
+                 f"{each.bytes_fixed / 1e6:.0f}", f"{each.memory / 1e6:.1f}",
+                 str(each.operations)]
+            )  # fmt: skip
+    header = ["a sample of", "GFLOP", "traffic MB", "MB a pass", "memory MB", "operations a pass"]
+    return markdown_table(header, rows)
+
+
+def _times_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["", "GPUs", "batch each", "step ms, bound", "limit", "hours, bound",
+              "hours, likely", "GB a GPU"]  # fmt: skip
+    lines = [
+        [row["set"], str(row["gpus"]), str(row["batch"]), f"{row['step_ms']:.1f}", row["limit"],
+         f"{row['hours_bound']:.3g}", f"{row['hours']:.3g}", f"{row['memory_gb']:.1f}"]
+        for row in rows
+    ]  # fmt: skip
+    return markdown_table(header, lines)
