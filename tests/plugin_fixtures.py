@@ -22,6 +22,9 @@ from ase.calculators.emt import EMT
 from ase.neighborlist import primitive_neighbor_list
 from torch_geometric.data import Data
 
+from ocp_faenet.adapters import checkpoints
+from ocp_faenet.adapters.model import FAENet
+
 CUTOFF = 4.0
 TINY = {
     "hidden_channels": 24,
@@ -186,3 +189,17 @@ def once(folder: Path, build: Callable[[Path], None]) -> Path:
             build(folder)
             done.touch()
     return folder
+
+
+def untrained(path: Path, options: dict[str, Any], *, scale: float) -> Path:
+    """A checkpoint as the host's trainer saves it, of a FAENet with random weights, seed 0.
+
+    ``scale`` is the deviation of energies and forces: such weights predict small ones.
+    """
+    torch.manual_seed(0)
+    config = checkpoints._host_config(options, True)
+    normalizers = checkpoints.Scales(energy_std=scale, force_std=scale).normalizers(True)
+    weights = dict(FAENet(**options).state_dict())
+    built = {"state_dict": weights, "normalizers": normalizers, "config": config}
+    checkpoints.save_whole({**built, "elementrefs": {}, "val_metrics": None, "amp": None}, path)
+    return path

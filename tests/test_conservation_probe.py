@@ -12,9 +12,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from click.testing import CliRunner
 
 import plugin_fixtures as fx
-from ocp_faenet.adapters.checkpoints import Scales, save_whole
 from ocp_faenet.adapters.conservation_probe import ProbeSettings, trajectory
-from ocp_faenet.adapters.plugin import PUBLIC
 from ocp_faenet.cli import main
 from ocp_faenet.metrics.conservation import drift, random_path, work
 
@@ -98,26 +96,8 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     for mode in ("from_energy", "direct"):
         options = {**fx.TINY, "otf_graph": True, "regress_forces": mode, "skip_co": None}
         options |= {"frame_averaging": "2D", "eval_fa_method": "all", "frame_source": "edges"}
-        model = PUBLIC["FAENet"](**options)
-        built = host_checkpoint(options, dict(model.state_dict()))
-        found[mode] = folder / f"{mode}.pt"
-        save_whole(built, found[mode])
+        found[mode] = fx.untrained(folder / f"{mode}.pt", options, scale=5.0)
     return found
-
-
-def host_checkpoint(options: dict, weights: dict) -> dict:
-    """What the host's trainer would have saved."""
-    from ocp_faenet.adapters.checkpoints import _host_config
-
-    scales = Scales(energy_std=5.0, force_std=5.0)
-    return {
-        "state_dict": weights,
-        "normalizers": scales.normalizers(True),
-        "elementrefs": {},
-        "config": _host_config(options, True),
-        "val_metrics": None,
-        "amp": None,
-    }
 
 
 def verb(*arguments) -> tuple[int, str]:

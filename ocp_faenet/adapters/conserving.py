@@ -14,7 +14,7 @@ from ocp_faenet.adapters.conservation import (
     gradient_taken,
     split_losses,
 )
-from ocp_faenet.adapters.preflight import check_scales
+from ocp_faenet.adapters.preflight import check_free_atoms, check_scales
 from ocp_faenet.nn.conservation import GradientOrder
 
 
@@ -59,7 +59,12 @@ class ConservingTrainer(OCPTrainer):
         return {**outputs, **caught}
 
     def _compute_loss(self, out: Any, batch: Any) -> Any:
-        """The stock sum, and the conservation term where the gradient was taken."""
+        """The stock sum, and the conservation term where the gradient was taken.
+
+        Raises:
+            ValueError: see `check_free_atoms`.
+        """
+        check_free_atoms(batch, self.output_targets)
         loss = super()._compute_loss(out, batch)
         if self.conservation is None or GRADIENT not in out:
             return loss

@@ -31,6 +31,11 @@ SCHEMA_KEYS = frozenset(
     {"pos", "atomic_numbers", "natoms", "cell", "tags", "fixed", "edge_index", "cell_offsets"}
 )
 
+#: Labels, likewise, besides what ``key_mapping`` makes of them.
+LABELS = frozenset({"y", "y_init", "y_relaxed", "pos_relaxed", "force"})
+#: Forces on atoms, before and after the usual ``key_mapping``.
+FORCES = ("force", "forces")
+
 
 class CorruptRecordError(ValueError):
     """A record that cannot be read, or that does not go with the others."""
@@ -49,8 +54,8 @@ class CheckedLmdbDataset(LmdbDataset):
 
     Raises:
         ValueError: a missing, damaged, truncated or empty LMDB; a record that lacks a key of
-            `SCHEMA_KEYS` that the first one has, or has one that it lacks; a record that
-            cannot be unpickled.
+            `SCHEMA_KEYS` or a label that the first one has, or has one that it lacks; forces that
+            are not three finite numbers for each atom; a record that cannot be unpickled.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -62,7 +67,9 @@ class CheckedLmdbDataset(LmdbDataset):
         # Shared with the processes of a loader, so that what they skip is counted here.
         total = len(self) if self.skip_corrupt else 0
         self._corrupt = torch.zeros(total, dtype=torch.bool).share_memory_()
-        self._schema = SCHEMA_KEYS & set(self._first_record().keys())
+        mapped = [new for new in (self.key_mapping or {}).values() if isinstance(new, str)]
+        self._checked = SCHEMA_KEYS | LABELS | set(mapped)
+        self._schema = self._checked & set(self._first_record().keys())
 
     @property
     def skipped(self) -> int:
@@ -88,14 +95,29 @@ class CheckedLmdbDataset(LmdbDataset):
     def __getitem__(self, idx: int) -> Any:
         """The record at ``idx``, transformed; see the class for what is checked."""
         data = self._record(idx)
-        odd = sorted(self._schema ^ (SCHEMA_KEYS & set(data.keys())))
+        odd = sorted(self._schema ^ (self._checked & set(data.keys())))
         if odd:
             verb = "has no" if odd[0] in self._schema else "has"
             raise CorruptRecordError(
                 f"{self.path}: {record_name(data)} (index {idx}) {verb} {', '.join(odd)}, "
                 "unlike the first record; repair or drop it"
             )
+        for key in FORCES:
+            if key in data:
+                self._check_forces(data, key, idx)
         return data
+
+    def _check_forces(self, data: Any, key: str, idx: int) -> None:
+        """Three finite numbers for each atom."""
+        forces = torch.as_tensor(data[key])
+        name = f"{self.path}: {record_name(data)} (index {idx})"
+        if "pos" in data and forces.shape != data.pos.shape:
+            raise CorruptRecordError(
+                f"{name}: {key} of shape {tuple(forces.shape)} for {data.pos.shape[0]} atoms; "
+                "repair or drop it"
+            )
+        if not bool(torch.isfinite(forces).all()):
+            raise CorruptRecordError(f"{name}: {key} is not finite; repair or drop it")
 
     def _first_record(self) -> Any:
         """The first record, or the first good one where bad ones are skipped."""

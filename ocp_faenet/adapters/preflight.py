@@ -6,10 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ocp_faenet.adapters.conservation import NAME, Scales, split_losses
 from ocp_faenet.adapters.datasets import LMDB_FORMATS, CheckedLmdbDataset, check_lmdb
 from ocp_faenet.adapters.finetuning import check_finetuning
 from ocp_faenet.adapters.noise import check_noise
+from ocp_faenet.adapters.records import graph_names, record_name
 from ocp_faenet.adapters.rewiring import parse_rewiring
 from ocp_faenet.adapters.schema import is_absent, validate_config
 from ocp_faenet.models.config import ForceMode
@@ -96,6 +99,35 @@ def check_conservation(config: Mapping[str, Any], outputs: Mapping[str, Any]) ->
         raise ValueError(
             f"loss_functions.{NAME}: model.regress_forces is {mode!r}; only "
             f"{ForceMode.DIRECT_WITH_GRADIENT_TARGET.value!r} has forces and a gradient to compare"
+        )
+
+
+def check_labels(split: str, record: Any, outputs: Mapping[str, Any]) -> None:
+    """The first record of a split that is trained or evaluated on has a target for each output."""
+    for name, output in outputs.items():
+        if name not in record and "decomposition" not in output:
+            raise ValueError(
+                f"dataset.{split}: {record_name(record)} has no {name!r}, the target of "
+                f"outputs.{name}; map a key of the records to it (dataset.{split}.key_mapping), "
+                "take labelled records, or drop the output"
+            )
+
+
+def check_free_atoms(batch: Any, outputs: Mapping[str, Any]) -> None:
+    """Each structure has an atom that counts, where fixed ones do not.
+
+    The host would divide by no atoms: losses and metrics that are not numbers.
+    """
+    keys = ("train_on_free_atoms", "eval_on_free_atoms")
+    if not any(output.get(key) for output in outputs.values() for key in keys):
+        return
+    free = torch.zeros(batch.num_graphs, device=batch.fixed.device)
+    free.index_add_(0, batch.batch, (batch.fixed == 0).to(free.dtype))
+    if bool((free == 0).any()):
+        names = graph_names(batch, (free == 0).nonzero().view(-1).tolist())
+        raise ValueError(
+            f"every atom is fixed: {names}; losses and metrics count free atoms alone. Drop these "
+            "records, or set train_on_free_atoms and eval_on_free_atoms: false in the outputs"
         )
 
 

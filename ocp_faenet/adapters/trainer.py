@@ -19,7 +19,7 @@ from ocp_faenet.adapters.checkpoints import is_write_error
 from ocp_faenet.adapters.conserving import ConservingTrainer
 from ocp_faenet.adapters.finetuning import layered_optimizer, self_contained
 from ocp_faenet.adapters.interruption import INTERRUPTION, RunInterruptedError
-from ocp_faenet.adapters.preflight import check_run_config
+from ocp_faenet.adapters.preflight import check_labels, check_run_config
 from ocp_faenet.adapters.symmetry import validation_errors
 from ocp_faenet.adapters.training_log import LossTerms, Throughput, close_logger, report_skipped
 
@@ -94,7 +94,8 @@ class FAENetTrainer(ConservingTrainer):
         """Build the stock loaders.
 
         Raises:
-            ValueError: a split of which ``first_n``, ``max_atoms`` and the like leave nothing.
+            ValueError: a split of which ``first_n``, ``max_atoms`` and the like leave nothing, or
+                that has no labels.
         """
         super().load_datasets()
         for split in ("train", "val", "test"):
@@ -104,6 +105,8 @@ class FAENetTrainer(ConservingTrainer):
                     f"dataset.{split}: no record is left after first_n, sample_n, max_atoms or "
                     "subset_to; loosen them"
                 )
+            if dataset is not None and split != "test":
+                check_labels(split, dataset[0], self.output_targets)
 
     def load_model(self) -> None:
         """The stock model; its configuration is kept without a starting checkpoint."""
