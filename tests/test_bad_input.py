@@ -193,6 +193,7 @@ class TestRecords:
         from ocp_faenet.adapters import unpack
 
         unpack._warn_untagged.cache_clear()
+        caplog.set_level("WARNING")  # verbs of other tests quieten the host
         caplog.set_level(logging.WARNING)
         batch = self.batch(lambda record: record.tags.zero_())
         ocp_faenet.FAENet(**MODEL)(batch)

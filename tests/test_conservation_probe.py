@@ -113,7 +113,7 @@ def test_verb_tells_the_two_apart(checkpoints, tiny_data, tmp_path):
     assert code == 0, output
     rows = json.loads((tmp_path / "out.json").read_text())["checkpoints"]
     energy, direct = (rows[str(checkpoints[mode])] for mode in ("from_energy", "direct"))
-    assert energy["work_share"] < 0.05 < 0.2 < direct["work_share"], rows
+    assert energy["work_share"] < 1e-3 < 0.05 < direct["work_share"], rows
 
 
 def test_verb_refuses_what_it_cannot_measure(tiny_data, tmp_path):
