@@ -26,7 +26,7 @@ METHODS: dict[str, FAMethod | None] = {
 TAG_0_REMOVED = "FAENet, stochastic, tag 0 removed"
 #: The report's setting for OC20 (section 4.3).
 EWALD = "FAENet, stochastic, Ewald"
-OC20_EWALD = EwaldConfig(box=(1, 1, 3))
+OC20_EWALD = EwaldConfig(box=(1, 1, 3), residual_channels=64)
 
 
 def rebuild(graph: AtomGraph) -> AtomGraph:

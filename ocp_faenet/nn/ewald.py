@@ -146,4 +146,4 @@ class EwaldBlock(nn.Module):
             pairs = zip(in_frames, spaces, strict=True)
             message = torch.cat([ewald_message(one, space, self.up) for one, space in pairs])
         long: Tensor = self.update(message)
-        return (short + long) * math.sqrt(0.5)
+        return (short + long).mul_(math.sqrt(0.5))

@@ -25,4 +25,4 @@ class ResidualLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` to the same shape."""
         update = self.act(self.second(self.act(self.first(x))))
-        return (x + update) * math.sqrt(0.5)
+        return (x + update).mul_(math.sqrt(0.5))
