@@ -83,13 +83,21 @@ def host_batch(graph: AtomGraph) -> Any:
     return batch
 
 
-def host_contender(name: str, device: torch.device | str) -> Contender:
-    """One of `HOST_MODELS`, energies only, on the edges given."""
+def host_model(
+    name: str, *, regress_forces: bool = False, otf_graph: bool = False
+) -> torch.nn.Module:
+    """One of `HOST_MODELS`."""
     setup_imports({"skip_experimental_imports": True})
     model, sizes = HOST_MODELS[name]
-    module = registry.get_model_class(model)(
-        use_pbc=True, regress_forces=False, otf_graph=False, **sizes
-    ).to(device)
+    module: torch.nn.Module = registry.get_model_class(model)(
+        use_pbc=True, regress_forces=regress_forces, otf_graph=otf_graph, **sizes
+    )
+    return module
+
+
+def host_contender(name: str, device: torch.device | str) -> Contender:
+    """One of `HOST_MODELS`, energies only, on the edges given."""
+    module = host_model(name).to(device)
     return Contender(name, module, host_batch, lambda batch: module(batch)["energy"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import AdamW
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocp_faenet.models.graph import AtomGraph
@@ -61,38 +63,49 @@ def measure(
     *,
     training: bool,
     repeats: int,
-    warmup: int = 2,
-    progress: Callable[[], object] = lambda: None,
+    warmup: int = 1,
+    longest: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Timing]:
     """Time one pass over ``graph`` for each contender, in turn, ``repeats`` times.
 
     A training step is forward, squared error, backward and an AdamW step; inference is a forward
-    pass without gradients. A contender that fails is reported, the others go on.
+    pass without gradients. Before the repetitions each contender runs ``warmup`` times, and once
+    with its work and memory counted. One that fails, or whose pass takes longer than ``longest``
+    seconds, is reported, and the others go on.
     """
-    steps: dict[str, Callable[[], None]] = {}
     timings = {c.name: Timing() for c in contenders}
     device = graph.positions.device
+    steps: dict[str, Callable[[], None]] = {}
     for contender in contenders:
-        step = _training_step if training else _inference_step
-        steps[contender.name] = step(contender, contender.prepare(graph))
-    for name, run in list(steps.items()):
+        timing = timings[contender.name]
         try:
-            for _ in range(warmup):
-                run()
-            timings[name].gflop = count_gflop(run)
-            timings[name].peak_bytes = peak_memory(run, device)
+            step = _training_step if training else _inference_step
+            run = step(contender, contender.prepare(graph))
+            taken = max(_timed(run, device, clock) for _ in range(warmup))
+            if taken <= longest:
+                timing.gflop, timing.peak_bytes = count_work(run, device)
+                steps[contender.name] = run
+            else:
+                timing.error = f"a pass takes {taken:.0f} s, more than {longest:g}"
         except (RuntimeError, ValueError, AttributeError, TypeError) as error:
-            timings[name].error = str(error).strip().splitlines()[0][:120]
-            del steps[name]
+            timing.error = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if timing.error is not None:
+            progress(repeats)
     for _ in range(repeats):
         for name, run in steps.items():
-            synchronise(device)
-            start = time.perf_counter()
-            run()
-            synchronise(device)
-            timings[name].seconds.append(time.perf_counter() - start)
-            progress()
+            timings[name].seconds.append(_timed(run, device, clock))
+            progress(1)
     return timings
+
+
+def _timed(run: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    synchronise(device)
+    start = clock()
+    run()
+    synchronise(device)
+    return clock() - start
 
 
 def _inference_step(contender: Contender, batch: object) -> Callable[[], None]:
@@ -123,46 +136,44 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def count_gflop(run: Callable[[], None]) -> float:
-    """Matrix-product operations of ``run``, in 1e9 (PyTorch's own counter).
+def count_work(run: Callable[[], None], device: torch.device) -> tuple[float, int]:
+    """What one pass takes.
 
-    The counter does not see into compiled kernels: they are switched off for it, and PyTorch's
-    operations then take the same products.
+    The counter of operations does not see into compiled kernels: they are switched off for it,
+    and PyTorch's operations then take the same products.
+
+    Returns:
+        Operations of its matrix products, two to a multiply-add, in 1e9; and the most bytes of
+        tensors that it holds at once beyond what was there before.
     """
-    with switched_off(), FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops()) / 1e9
-
-
-def peak_memory(run: Callable[[], None], device: torch.device) -> int:
-    """Most bytes of tensors that ``run`` holds at once beyond what was there before."""
+    counter = FlopCounterMode(display=False)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        run()
+        with counter:
+            run()
         torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    now = peak = 0
-    results = profile.profiler.kineto_results
-    memory = [event for event in results.events() if event.name() == "[memory]"]
-    for event in sorted(memory, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+        peak = int(torch.cuda.max_memory_allocated(device) - before)
+    else:
+        with switched_off(), profile(profile_memory=True) as trace, counter:
+            run()
+        now = peak = 0
+        events = trace.profiler.kineto_results.events()
+        memory = [event for event in events if event.name() == "[memory]"]
+        for event in sorted(memory, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            peak = max(peak, now)
+    return float(counter.get_total_flops()) / 1e9, peak
 
 
-def peak_gflops(device: torch.device, seconds: float = 1.0) -> float:
+def peak_gflops(
+    device: torch.device, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Best rate of single-precision matrix products seen on this machine, 1e9 operations/s."""
     n = 1536 if device.type == "cpu" else 8192
     a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        synchronise(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
+    while best == float("inf") or time.perf_counter() < end:
+        best = min(best, _timed(lambda: torch.mm(a, b), device, clock))
     return 2 * n**3 / best / 1e9
