@@ -136,3 +136,39 @@ def test_models_need_no_host():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_relaxations_are_timed():
+    """Models move one slab in turn, under one optimiser; fixed atoms stay where they are."""
+    from ocp_faenet.adapters.relax_speed import MAX_STEP, relaxation_steps, to_atoms
+
+    class Lift(nn.Module):
+        calls = 0
+
+        def forward(self, batch):
+            self.calls += 1
+            up = torch.zeros_like(batch.pos)
+            up[:, 2] = 1.0
+            return {"energy": -batch.pos[:, 2].sum().view(1, 1), "forces": up}
+
+    models = {"a": Lift(), "b": Lift()}
+    graph = oc20_like(20, 1)
+    timings = relaxation_steps(models, graph, 3, warmup=1)
+    assert {name: len(t.seconds) for name, t in timings.items()} == {"a": 3, "b": 3}
+    assert all(model.calls >= 4 for model in models.values())
+    atoms = to_atoms(graph)
+    fixed = atoms.constraints[0].index
+    assert 0 < len(fixed) < 20
+    assert MAX_STEP < 0.1
+    with pytest.raises(ValueError, match="one periodic"):
+        to_atoms(oc20_like(5, 2))
+
+
+def test_slow_contenders_are_left_out():
+    linear = nn.Linear(3, 1)
+    ticks = iter(range(1000))
+    contenders = [Contender("slow", linear, lambda g: g.positions, linear)]
+    options = {"training": False, "repeats": 2, "longest": 0.5}
+    timings = measure(contenders, oc20_like(5, 1), clock=lambda: next(ticks), **options)
+    assert "a pass takes 1 s" in timings["slow"].error
+    assert not timings["slow"].seconds

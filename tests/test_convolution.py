@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from ocp_faenet.models.config import FAMethod
+from ocp_faenet.models.faenet import FAENetCore
+from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.models.published import IS2RE, S2EF, with_method
+from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.nn import native
-from ocp_faenet.nn.cells import REACH, TOLERANCE, CellGrid, choose_grid
+from ocp_faenet.nn.cells import REACH, TOLERANCE, CellGrid, chebyshev_products, choose_grid
 from ocp_faenet.nn.convolution import BLOCK, Messages, Taps, convolve, convolve_plain
 from ocp_faenet.nn.edges import EdgeEmbedding, cubic_taps
 from ocp_faenet.nn.kept import Kept
@@ -96,6 +101,19 @@ def test_single_precision(form, counts, taps, atom_rows, channels):
     """What the compiled pass takes, to single precision, with odd numbers of channels too."""
     leaves, run = problem(counts, torch.float32, taps=taps, atom_rows=atom_rows, channels=channels)
     compare(leaves, run, form, 2e-5)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("degree", sorted(REACH))
+def test_compiled_basis(degree):
+    local = 2 * torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) - 1
+    compiled = chebyshev_products(local, degree)
+    assert compiled.shape == (100, CellGrid(6.0, 2, degree).terms)
+    exact = chebyshev_products(local.double(), degree)
+    torch.testing.assert_close(compiled.double(), exact, rtol=0, atol=5e-6)
+    with native.switched_off():
+        plain = chebyshev_products(local, degree)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=5e-6)
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
@@ -250,9 +268,10 @@ def test_grid_is_chosen_by_work():
     small = choose_grid(6.0, 0.45, 24_000, 240, kept=False)
     large = choose_grid(6.0, 0.45, 1_000_000, 240, kept=False)
     assert large.terms < small.terms < 240
-    assert choose_grid(6.0, 0.45, 24_000, 240, kept=True) is choose_grid(
-        6.0, 0.45, 900_000, 240, kept=True
-    )
+    near = {choose_grid(6.0, 0.45, m, 240, kept=True) for m in range(12_000, 30_000, 1000)}
+    assert len(near) == 1
+    few = choose_grid(6.0, 0.45, 3000, 240, kept=True)
+    assert few.num_cells * few.terms < large.num_cells * large.terms
     assert choose_grid(6.0, 30.0, 1_000_000, 240, kept=True) is None
 
 
@@ -294,6 +313,29 @@ def test_messages_in_cells_lead_where_edges_lead():
     assert torch.equal(shared.centre, target[edge])
     assert torch.equal(shared.target, own.target)
     assert torch.equal(own.radial.rows, features.taps.rows[edge])
+
+
+@pytest.mark.parametrize("config", [with_method(IS2RE, FAMethod.ALL), with_method(S2EF, None)])
+def test_whole_model_in_single_precision(form, config):
+    """Published sizes: all tables and passes together against plain double precision."""
+    torch.manual_seed(0)
+    model = FAENetCore(config).eval()
+    graph = oc20_like(45, 2)
+    with torch.no_grad():
+        fast = model(graph)
+        kept = model(graph)
+    assert model.backbone.edge_embedding.kept_cells._state is not None
+    wide = AtomGraph.build(
+        graph.positions.double(), graph.atomic_numbers, graph.batch, 2, graph.edge_index,
+        cell=graph.cell.double(), cell_offsets=graph.cell_offsets.double(), tags=graph.tags,
+    )  # fmt: skip
+    with torch.no_grad():
+        exact = model.double()(wide)
+    assert fast.keys() == exact.keys()
+    for key, value in exact.items():
+        scale = float(value.abs().max())
+        torch.testing.assert_close(fast[key].double(), value, rtol=0, atol=1e-5 * scale)
+        assert torch.equal(kept[key], fast[key])
 
 
 class TestKept:

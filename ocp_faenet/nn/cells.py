@@ -23,6 +23,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ocp_faenet.nn import native
+
 #: Largest error of a channel of ``silu(w . v + b)`` in a cell.
 TOLERANCE = 2e-6
 #: Degree -> largest ``|w|_1 h`` (``h`` half a cell's side) for which `TOLERANCE` holds for SiLU.
@@ -32,7 +34,7 @@ MAX_ROWS = 32_000
 #: Cubes along an axis beyond which no grid is tried.
 MAX_SIDE = 16
 #: Cost of a row of coefficients that is read from memory, in multiply-adds.
-ROW_COST = 16
+ROW_COST = 32
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ class CellGrid:
 
 def chebyshev_products(local: Tensor, degree: int) -> Tensor:
     """``T_a(x) T_b(y) T_c(z)`` for all ``a + b + c <= degree``: ``(M, 3)`` to ``(M, K)``."""
+    compiled = native.chebyshev_products(local, degree)
+    if compiled is not None:
+        return compiled
     x = local.t()  # (3, M)
     powers = [torch.ones_like(x), x]
     for _ in range(2, degree + 1):
@@ -125,8 +130,8 @@ def choose_grid(
         rows = grid.num_cells * grid.terms
         if rows > (MAX_ROWS if kept else messages):
             continue
-        # What is kept must not be made anew for a batch of another size: one size stands for all.
-        cost = _work(grid, 20_000 if kept else messages)
+        # What is kept must not be made anew for every batch: one size stands for those near it.
+        cost = _work(grid, 4 ** round(math.log(messages, 4)) if kept else messages)
         if not kept:
             # A training step has three products, one less with polynomials, and their table's.
             cost = 2 / 3 * cost + 1.5 * rows * channels

@@ -208,7 +208,8 @@ class EdgeEmbedding(nn.Module):
         single = self._single_precision(relative_positions, distances)
         cells = self._in_cells(relative_positions) if single else None
         dense = None if cells is not None else self.act(self.directional(relative_positions))
-        if single and (len(distances) > self.grid_points or cells is not None):
+        pays = len(distances) > self.grid_points or not torch.is_grad_enabled()
+        if single and (pays or cells is not None):
             taps = cubic_taps(distances, self.cutoff, self.grid_points)
             return EdgeFeatures(frames, dense, cells, self._radial_table(distances), taps)
         radial = self._radial(distances)

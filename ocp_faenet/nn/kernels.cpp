@@ -17,6 +17,7 @@
 #define LANES 8
 #define TILE 4
 #endif
+#define MAX_DEGREE 8
 #define PANEL 3  // vectors of channels; TILE * PANEL sums stay in registers
 #define PIECE 96  // messages whose filters stay in cache
 
@@ -220,6 +221,27 @@ void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, const fl
 #define BACKWARD(KA, KR) \
     backward_rows<KA, KR>(n, C, c0, c1, z, grad, x, g, dz, dx, datoms, dradial)
         DISPATCH(BACKWARD)
+    }
+}
+
+// T_a(x) T_b(y) T_c(z), a + b + c <= degree, of `local` (n, 3): (n, K), c fastest.
+void faenet_basis(int64_t n, int degree, int threads, const float *local, float *out) {
+    const int64_t K = int64_t(degree + 1) * (degree + 2) * (degree + 3) / 6;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t e = 0; e < n; ++e) {
+        float power[3][MAX_DEGREE + 1], *o = out + e * K;
+        for (int axis = 0; axis < 3; ++axis) {
+            const float x = local[e * 3 + axis];
+            power[axis][0] = 1.0f;
+            power[axis][1] = x;
+            for (int k = 2; k <= degree; ++k)
+                power[axis][k] = 2.0f * x * power[axis][k - 1] - power[axis][k - 2];
+        }
+        for (int a = 0; a <= degree; ++a)
+            for (int b = 0; a + b <= degree; ++b) {
+                const float both = power[0][a] * power[1][b];
+                for (int c = 0; a + b + c <= degree; ++c) *o++ = both * power[2][c];
+            }
     }
 }
 

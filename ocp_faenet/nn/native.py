@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -33,10 +34,13 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC")
+#: Largest degree of the basis, as in the source.
+MAX_DEGREE = 8
 #: Rows that a message may take of the tables of atoms and of radial terms.
 ATOM_ROWS, RADIAL_ROWS = (1, 2), (0, 1, 4)
 P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 FORWARD: list[Any] = [I64, INT, INT, INT, I64, I64, *[P] * 13]
+BASIS: list[Any] = [I64, INT, INT, P, P]
 BACKWARD: list[Any] = [I64, I64, INT, INT, INT, *[P] * 12]
 
 
@@ -117,6 +121,19 @@ class NativePass:
         )  # fmt: skip
 
 
+def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
+    """`cells.chebyshev_products` of ``(M, 3)``, or ``None`` where it is not compiled."""
+    found = None if _switched_off or local.dtype is not torch.float32 else library()
+    if found is None or local.requires_grad or local.device.type != "cpu" or degree > MAX_DEGREE:
+        return None
+    local = local.contiguous()
+    out = local.new_empty(local.shape[0], math.comb(degree + 3, 3))
+    found.faenet_basis(
+        local.shape[0], degree, torch.get_num_threads(), local.data_ptr(), out.data_ptr()
+    )
+    return out
+
+
 def _rows(begin: int, atom_rows: Tensor, messages: Messages) -> tuple[int | None, ...]:
     """Addresses of the indices from message ``begin`` on."""
     radial = messages.radial
@@ -148,6 +165,7 @@ def library() -> ctypes.CDLL | None:
 def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
+    found.faenet_basis.argtypes, found.faenet_basis.restype = BASIS, None
     found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
     return found
 
