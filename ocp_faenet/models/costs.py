@@ -17,7 +17,7 @@ from ocp_faenet.models.contenders import without_tag_0
 from ocp_faenet.models.faenet import FAENetCore
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.synthetic import oc20_like
-from ocp_faenet.models.timing import count_gflop, peak_memory
+from ocp_faenet.models.timing import count_work
 
 #: Batches from which costs of a step and costs of a sample are told apart. Smaller ones take
 #: another way through the radial basis.
@@ -139,8 +139,8 @@ def count(
         run()  # the optimiser makes its state once
         with Traffic() as traffic:
             run()
-        memory = peak_memory(run, torch.device("cpu"))
-        seen.append((count_gflop(run), float(traffic.bytes), float(memory), traffic.operations))
+        gflop, memory = count_work(run, torch.device("cpu"))
+        seen.append((gflop, float(traffic.bytes), float(memory), traffic.operations))
     (_, bytes_small, memory_small, _), (gflop, bytes_large, memory_large, operations) = seen
     each, held = (
         (large - small) / (LARGE - SMALL)
