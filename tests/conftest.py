@@ -21,8 +21,6 @@ def tiny_data(tmp_path_factory) -> Path:
     ready = os.environ.get("OCP_FAENET_TINY")
     if ready:
         return Path(ready)
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def build(folder: Path) -> None:
         command = [str(Path(sys.executable).with_name("ocp-faenet")), "data", "emt"]
@@ -30,4 +28,31 @@ def tiny_data(tmp_path_factory) -> Path:
         made = subprocess.run(command, env=one_thread(), capture_output=True, text=True)
         assert made.returncode == 0, made.stderr[-2000:]
 
-    return once(shared / "tiny", build) / "data"
+    return once(shared_folder(tmp_path_factory) / "tiny", build) / "data"
+
+
+@pytest.fixture(scope="session")
+def accident_data(tmp_path_factory) -> Path:
+    """``train/`` and ``test/data.lmdb`` of the runs that meet with accidents."""
+    import faults
+
+    return once(shared_folder(tmp_path_factory) / "accident-data", faults.write_data)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(accident_data, tmp_path_factory) -> Path:
+    """Run ``whole`` of `faults`, to which nothing happens."""
+    import faults
+
+    def build(folder: Path) -> None:
+        config = faults.write_config(folder / "config.yml", accident_data)
+        given = faults.arguments(config, folder, "whole")
+        assert faults.run(given, folder / "log.txt") == 0, (folder / "log.txt").read_text()[-3000:]
+
+    return once(shared_folder(tmp_path_factory) / "undisturbed", build)
+
+
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all test workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -169,3 +171,27 @@ def wait_for(condition: Callable[[], Any], limit: float, what: Callable[[], str]
             return found
         time.sleep(0.5)
     raise AssertionError(f"not within {limit} s: {what()}")
+
+
+def same_weights(folder: Path, name: str, undisturbed: Path) -> None:
+    """The end of run ``name`` is that of the undisturbed one, to the last bit."""
+    for file in ("checkpoint.pt", "best_checkpoint.pt"):
+        found, whole = fx.checkpoint(folder, name, file), fx.checkpoint(undisturbed, "whole", file)
+        assert found["state_dict"].keys() == whole["state_dict"].keys()
+        for key, value in whole["state_dict"].items():
+            assert torch.equal(found["state_dict"][key], value), (file, key)
+        assert found.get("step") == whole.get("step")
+        assert found["normalizers"] == whole["normalizers"]
+        if "ema" in whole:
+            assert whole["ema"]["num_updates"] == found["ema"]["num_updates"]
+            for mine, theirs in zip(
+                found["ema"]["shadow_params"], whole["ema"]["shadow_params"], strict=True
+            ):
+                assert torch.equal(mine, theirs)
+    assert fx.checkpoint(folder, name)["step"] == STEPS
+    best = [
+        json.loads((place / "results" / run / "run.json").read_text())
+        for place, run in ((folder, name), (undisturbed, "whole"))
+    ]
+    assert best[0]["best"] == best[1]["best"]
+    assert best[0]["best_step"] == best[1]["best_step"]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import faults
@@ -21,54 +20,6 @@ from ocp_faenet.adapters.overrides import read_arguments
 from ocp_faenet.adapters.sweeps import make_grid
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def area(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test workers of this run share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if base.name.startswith("popen-") else base
-
-
-@pytest.fixture(scope="session")
-def data(area: Path) -> Path:
-    return fx.once(area / "faults-data", faults.write_data)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(area: Path, data: Path) -> Path:
-    """Run ``whole``, to which nothing happens."""
-
-    def build(folder: Path) -> None:
-        config = faults.write_config(folder / "config.yml", data)
-        given = faults.arguments(config, folder, "whole")
-        assert faults.run(given, folder / "log.txt") == 0, (folder / "log.txt").read_text()[-3000:]
-
-    return fx.once(area / "faults-undisturbed", build)
-
-
-def same_weights(folder: Path, name: str, undisturbed: Path) -> None:
-    """The end of run ``name`` is that of the undisturbed one, to the last bit."""
-    for file in ("checkpoint.pt", "best_checkpoint.pt"):
-        found, whole = fx.checkpoint(folder, name, file), fx.checkpoint(undisturbed, "whole", file)
-        assert found["state_dict"].keys() == whole["state_dict"].keys()
-        for key, value in whole["state_dict"].items():
-            assert torch.equal(found["state_dict"][key], value), (file, key)
-        assert found.get("step") == whole.get("step")
-        assert found["normalizers"] == whole["normalizers"]
-        if "ema" in whole:
-            assert whole["ema"]["num_updates"] == found["ema"]["num_updates"]
-            for mine, theirs in zip(
-                found["ema"]["shadow_params"], whole["ema"]["shadow_params"], strict=True
-            ):
-                assert torch.equal(mine, theirs)
-    assert fx.checkpoint(folder, name)["step"] == faults.STEPS
-    best = [
-        json.loads((place / "results" / run / "run.json").read_text())
-        for place, run in ((folder, name), (undisturbed, "whole"))
-    ]
-    assert best[0]["best"] == best[1]["best"]
-    assert best[0]["best_step"] == best[1]["best_step"]
 
 
 def record(folder: Path, name: str) -> dict:
@@ -87,10 +38,10 @@ def accident(kind: str, at: int, folder: Path, **more) -> dict:
     ],
 )
 def test_a_signal_between_and_a_resume_at_the_same_step(
-    signum, read, step, data, undisturbed, tmp_path
+    signum, read, step, accident_data, undisturbed, tmp_path
 ):
     happens = accident("signal", read, tmp_path, signum=int(signum))
-    config = faults.write_config(tmp_path / "config.yml", data, [happens])
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens])
     given = faults.arguments(config, tmp_path, "run")
     log = tmp_path / "log.txt"
     assert faults.run(given, log) == 128 + signum, log.read_text()[-3000:]
@@ -100,7 +51,7 @@ def test_a_signal_between_and_a_resume_at_the_same_step(
     assert record(tmp_path, "run")["state"] == "stopped"
     assert "--timestamp-id run" in log.read_text()
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
-    same_weights(tmp_path, "run", undisturbed)
+    faults.same_weights(tmp_path, "run", undisturbed)
     # One log, in which each step stands once.
     assert faults.steps_logged(tmp_path, "run") == list(range(1, faults.STEPS + 1))
     rates = [event.value for event in faults.scalars(tmp_path, "run", "train/lr")]
@@ -108,10 +59,10 @@ def test_a_signal_between_and_a_resume_at_the_same_step(
     assert record(tmp_path, "run")["state"] == "finished"
 
 
-def test_a_signal_in_a_validation_has_it_done_again(data, undisturbed, tmp_path):
+def test_a_signal_in_a_validation_has_it_done_again(accident_data, undisturbed, tmp_path):
     # The first read is the look at the schema as the dataset is opened.
     happens = accident("signal", 2, tmp_path, signum=int(signal.SIGUSR2))
-    config = faults.write_config(tmp_path / "config.yml", data)
+    config = faults.write_config(tmp_path / "config.yml", accident_data)
     content = yaml.safe_load(config.read_text())
     content["dataset"]["val"] |= {"format": "faults.AccidentLmdb", "accidents": [happens]}
     config.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -122,14 +73,16 @@ def test_a_signal_in_a_validation_has_it_done_again(data, undisturbed, tmp_path)
     assert stopped["step"] == faults.EPOCH
     assert stopped["val_metrics"] is None
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
-    same_weights(tmp_path, "run", undisturbed)
+    faults.same_weights(tmp_path, "run", undisturbed)
     assert faults.steps_logged(tmp_path, "run", "val/loss") == [4, 8, 12]
 
 
 @pytest.mark.parametrize(("read", "step"), [(11, 4), (18, 8)])
-def test_a_kill_and_a_resume_from_the_last_checkpoint(read, step, data, undisturbed, tmp_path):
+def test_a_kill_and_a_resume_from_the_last_checkpoint(
+    read, step, accident_data, undisturbed, tmp_path
+):
     happens = accident("signal", read, tmp_path, signum=int(signal.SIGKILL))
-    config = faults.write_config(tmp_path / "config.yml", data, [happens])
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens])
     given = faults.arguments(config, tmp_path, "run")
     log = tmp_path / "log.txt"
     assert faults.run(given, log) == -signal.SIGKILL
@@ -140,14 +93,16 @@ def test_a_kill_and_a_resume_from_the_last_checkpoint(read, step, data, undistur
     half = (folder / "checkpoint.pt").read_bytes()
     (folder / "checkpoint.pt.partial").write_bytes(half[: len(half) // 2])
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
-    same_weights(tmp_path, "run", undisturbed)
+    faults.same_weights(tmp_path, "run", undisturbed)
     assert not (folder / "checkpoint.pt.partial").exists()
 
 
-def test_the_stock_trainer_resumes_with_another_rate(data, undisturbed, tmp_path, monkeypatch):
+def test_the_stock_trainer_resumes_with_another_rate(
+    accident_data, undisturbed, tmp_path, monkeypatch
+):
     """The control: what the equalities above see in the host's own resume."""
     happens = accident("signal", 11, tmp_path, signum=int(signal.SIGKILL))
-    config = faults.write_config(tmp_path / "config.yml", data, [happens])
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens])
     given = faults.arguments(config, tmp_path, "run")
     faults.run(given, tmp_path / "log.txt")
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
@@ -158,9 +113,9 @@ def test_the_stock_trainer_resumes_with_another_rate(data, undisturbed, tmp_path
     assert rates != [event.value for event in faults.scalars(undisturbed, "whole", "train/lr")]
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_ends_with_an_error(data, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint_and_ends_with_an_error(accident_data, tmp_path):
     happens = accident("full", 9, tmp_path, limit=16_384)  # during the fifth step
-    config = faults.write_config(tmp_path / "config.yml", data, [happens])
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens])
     log = tmp_path / "log.txt"
     assert faults.run(faults.arguments(config, tmp_path, "run"), log) == 1
     text = log.read_text()
@@ -173,13 +128,13 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_ends_with_an_error(data, tmp_
     assert record(tmp_path, "run")["state"] == "failed"
 
 
-def test_a_disk_that_was_full_for_a_while(data, undisturbed, tmp_path):
+def test_a_disk_that_was_full_for_a_while(accident_data, undisturbed, tmp_path):
     happens = [accident("full", 9, tmp_path, limit=16_384), accident("room", 15, tmp_path)]
-    config = faults.write_config(tmp_path / "config.yml", data, happens)
+    config = faults.write_config(tmp_path / "config.yml", accident_data, happens)
     log = tmp_path / "log.txt"
     assert faults.run(faults.arguments(config, tmp_path, "run"), log) == 0, log.read_text()[-3000:]
     assert "not written at step 6" in log.read_text()
-    same_weights(tmp_path, "run", undisturbed)
+    faults.same_weights(tmp_path, "run", undisturbed)
 
 
 def test_a_removed_lmdb_ends_no_run_that_has_it_open(undisturbed, tmp_path):
@@ -190,7 +145,7 @@ def test_a_removed_lmdb_ends_no_run_that_has_it_open(undisturbed, tmp_path):
     log = tmp_path / "log.txt"
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
     assert not (tmp_path / "data" / "train" / "data.lmdb").exists()
-    same_weights(tmp_path, "run", undisturbed)
+    faults.same_weights(tmp_path, "run", undisturbed)
     # The next run says what is missing.
     log.unlink()
     assert faults.run(given, log) == 1
@@ -259,8 +214,8 @@ def test_what_a_transform_raises_is_no_corrupt_record(tmp_path):
     assert dataset.skipped == 0
 
 
-def test_two_jobs_of_one_second_have_folders_of_their_own(data, tmp_path):
-    config = faults.write_config(tmp_path / "config.yml", data)
+def test_two_jobs_of_one_second_have_folders_of_their_own(accident_data, tmp_path):
+    config = faults.write_config(tmp_path / "config.yml", accident_data)
     logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
     more = [("--seed", "1"), ("--seed", "2")]
     children = [
@@ -279,12 +234,14 @@ def test_two_jobs_of_one_second_have_folders_of_their_own(data, tmp_path):
         assert faults.steps_logged(tmp_path, name) == list(range(1, faults.STEPS + 1))
 
 
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_later(data, tmp_path, monkeypatch):
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on_later(
+    accident_data, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     happens = accident("signal", 5, tmp_path, signum=int(signal.SIGKILL), rank=1)
     optim = {**faults.OPTIM, "batch_size": 1, "load_balancing": False}
-    config = faults.write_config(tmp_path / "config.yml", data, [happens], optim=optim)
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens], optim=optim)
     _, content = read_arguments(faults.arguments(config, tmp_path, "run", "--num-gpus", "2"))
     job = make_grid(content, None)[0]
     with pytest.raises(RankDiedError, match="rank 1 ended with exit code -9"):

@@ -6,6 +6,7 @@
 # Where that cannot be, it says why in one line and ends with status 3: the tests then skip.
 set -euo pipefail
 
+name=ocp_faenet_tests
 state=/var/tmp/ocp-faenet-slurm
 
 cannot() {
@@ -17,32 +18,40 @@ as_root() {
     [[ $(id -u) -eq 0 ]] || cannot 'needs root'
 }
 
+installed() {
+    local program
+    for program in slurmctld slurmd munged unmunge sbatch; do
+        command -v "$program" >/dev/null || return 1
+    done
+}
+
 install_packages() {
-    command -v slurmctld slurmd munged >/dev/null && return
+    installed && return
     as_root
     command -v apt-get >/dev/null || cannot 'no apt-get here; install slurm-wlm and munge by hand'
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; } \
-        >/tmp/slurm-install.$$ 2>&1 || {
-        tail -n 3 "/tmp/slurm-install.$$" >&2
+    local log
+    log=$(mktemp)
+    if ! { apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; } \
+        >"$log" 2>&1; then
+        tail -n 3 "$log" >&2
         cannot 'apt-get could not install slurm-wlm and munge'
-    }
-    rm -f "/tmp/slurm-install.$$"
+    fi
+    rm -f "$log"
 }
 
-# Half of the memory is SLURM's to give; two fake GPUs, for jobs that ask for some.
+# Two processors at least, for jobs of two ranks; two fake GPUs, for jobs that ask for some.
 write_configuration() {
-    local memory
+    local memory processors
     memory=$(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
+    processors=$(getconf _NPROCESSORS_ONLN)
     mkdir -p "$state/state" "$state/spool" /etc/slurm
     touch "$state/gpu0" "$state/gpu1"
     printf 'Name=gpu File=%s/gpu[0-1]\n' "$state" >/etc/slurm/gres.conf
     cat >/etc/slurm/slurm.conf <<CONF
-ClusterName=local
+ClusterName=$name
 SlurmctldHost=localhost
 AuthType=auth/munge
-# A job that is queued again waits as long as its credential lives; 120 s without this.
-AuthInfo=cred_expire=1
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmUser=root
@@ -59,8 +68,9 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=1
 KillWait=5
 MinJobAge=3600
 ReturnToService=2
+SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=localhost CPUs=$(nproc) RealMemory=$memory Gres=gpu:2 State=UNKNOWN
+NodeName=localhost CPUs=$((processors > 2 ? processors : 2)) RealMemory=$memory Gres=gpu:2 State=UNKNOWN
 PartitionName=debug Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 CONF
 }
@@ -79,9 +89,11 @@ start_munge() {
 
 start() {
     idle && return
-    command -v slurmctld slurmd munged >/dev/null || cannot 'slurm-wlm and munge are not installed'
+    installed || cannot 'slurm-wlm and munge are not installed: tests/slurm/slurm.sh install'
     as_root
-    [[ -e /etc/slurm/slurm.conf && ! -d $state ]] && cannot '/etc/slurm/slurm.conf is another SLURM'
+    if [[ -e /etc/slurm/slurm.conf ]] && ! grep -q "ClusterName=$name" /etc/slurm/slurm.conf; then
+        cannot '/etc/slurm/slurm.conf is of another SLURM, which is left alone'
+    fi
     write_configuration
     start_munge
     slurmctld
@@ -99,9 +111,9 @@ idle() {
 }
 
 stop() {
-    local name
-    for name in slurmd slurmctld; do
-        [[ -s $state/$name.pid ]] && kill "$(cat "$state/$name.pid")" 2>/dev/null || true
+    local daemon
+    for daemon in slurmd slurmctld; do
+        [[ -s $state/$daemon.pid ]] && kill "$(cat "$state/$daemon.pid")" 2>/dev/null || true
     done
 }
 
