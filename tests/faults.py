@@ -162,13 +162,19 @@ def scalars(run_dir: Path, name: str, tag: str) -> list[Any]:
     return list(events.Scalars(tag))
 
 
-def wait_for(condition: Callable[[], Any], limit: float, what: Callable[[], str]) -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    limit: float,
+    what: Callable[[], str],
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> Any:
     """The first true value of ``condition``, looked at twice a second."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
+        meanwhile()
         time.sleep(0.5)
     raise AssertionError(f"not within {limit} s: {what()}")
 

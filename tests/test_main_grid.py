@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
+from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import build_config, create_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +22,9 @@ from ocp_faenet.adapters.collect import collect
 from ocp_faenet.adapters.launch import ClusterOptions, complete
 from ocp_faenet.adapters.launch import _parameters as parameters
 from ocp_faenet.adapters.overrides import parse_value, read_arguments
+from ocp_faenet.adapters.runner import STOCK_TRAINERS, Runner, prepare
 from ocp_faenet.adapters.sweeps import Job, make_grid, read_sweep, unique_id
+from ocp_faenet.adapters.trainer import FAENetTrainer
 from ocp_faenet.cli import main
 
 MODEL = {"name": "ocp_faenet.FAENet", **fx.TINY, "regress_forces": "direct", "otf_graph": True}
@@ -297,6 +302,87 @@ def test_help_shows_slurm_a_sweep_and_a_submission():
     assert status == 0
     for needle in ("--submit --slurm-partition", "--sweep-yml", "submission build", "--gp-gpus"):
         assert needle in stdout
+
+
+# --- what a job does before the host does anything ---------------------------------------------
+
+
+@pytest.fixture
+def slurm_job(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    told = {
+        "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "70012", "SLURM_NTASKS": "4",
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "node[7-8]", "WANDB_MODE": "offline",
+    }  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distutils, "DISTRIBUTED_PORT", distutils.DISTRIBUTED_PORT)
+    trainers = registry.mapping["trainer_name_mapping"]
+    for name in STOCK_TRAINERS:
+        monkeypatch.setitem(trainers, name, trainers[name])
+
+
+def test_a_cpu_job_on_slurm_meets_over_gloo(config_yml, slurm_job, monkeypatch):
+    given = arguments(config_yml, "--submit", "--num-gpus", "2", "--num-nodes", "2")
+    _, config = read_arguments(given)
+    job = make_grid(config, None)[0].config
+    ready = prepare(job)
+    assert ready["submit"] is False  # the host would take NCCL otherwise
+    assert job["submit"] is True
+    assert ready["distributed_backend"] == "gloo"
+    assert ready["world_size"] == 4
+    where = {name: os.environ[name] for name in ("MASTER_ADDR", "RANK", "LOCAL_RANK")}
+    assert where == {"MASTER_ADDR": "node7", "RANK": "3", "LOCAL_RANK": "1"}
+    first = os.environ["MASTER_PORT"]
+    monkeypatch.setenv("SLURM_JOB_ID", "70013")
+    prepare(job)
+    assert os.environ["MASTER_PORT"] != first  # two jobs on one node
+    assert registry.get_trainer_class("ocp") is FAENetTrainer
+    # A GPU job is left to the host.
+    _, config = read_arguments([text for text in given if text != "--cpu"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert prepare(make_grid(config, None)[0].config)["submit"] is True
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--cpu"):
+        prepare(make_grid(config, None)[0].config)
+
+
+def test_a_local_run_without_a_gpu_takes_the_cpu(config_yml, slurm_job, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = [text for text in arguments(config_yml) if text != "--cpu"]
+    job = make_grid(read_arguments(given)[1], None)[0].config
+    assert (job["cpu"], job["distributed_backend"]) == (False, "nccl")
+    ready = prepare(job)
+    assert (ready["cpu"], ready["distributed_backend"]) == (True, "gloo")
+
+
+def test_a_job_that_starts_again_prefers_its_own_checkpoint(config_yml, slurm_job, monkeypatch):
+    start = config_yml.parent / "start.pt"
+    start.touch()
+    given = arguments(config_yml, "--submit", "--checkpoint", str(start), "--timestamp-id", "run")
+    _, config = read_arguments([*given, "--run-dir", str(config_yml.parent)])
+    job = make_grid(config, None)[0].config
+    own = config_yml.parent / "checkpoints" / "run" / "checkpoint.pt"
+    own.parent.mkdir(parents=True)
+    assert prepare(job)["checkpoint"] == str(start)
+    own.touch()
+    assert prepare(job)["checkpoint"] == str(start)  # its first attempt
+    assert prepare({**job, "cluster": {"requeued": 1}})["checkpoint"] == str(own)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert prepare(job)["checkpoint"] == str(own)
+    assert prepare({**job, "mode": "predict"})["checkpoint"] == str(start)
+
+
+def test_requeues_are_counted_whatever_the_signal():
+    config = {"cluster": {"requeues": 2, "requeued": 0}, "timestamp_id": "run"}
+    for count in (1, 2):
+        again = Runner().checkpoint(config)
+        assert again is not None
+        config = again.args[0]
+        assert config["cluster"]["requeued"] == count
+    assert Runner().checkpoint(config) is None
 
 
 # --- runs ------------------------------------------------------------------------------------

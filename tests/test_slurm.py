@@ -74,20 +74,18 @@ def outputs(logdir: Path, job: str) -> str:
     return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in files)
 
 
+def hasten(job: str) -> None:
+    """SLURM has a job that is queued again wait for two minutes; here it need not."""
+    if queued(job) == "PENDING":
+        command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+        subprocess.run(command, capture_output=True)
+
+
 def ended(logdir: Path, job: str, limit: float = 300) -> str:
-    """Wait until ``job`` has left the queue; its output.
-
-    SLURM has a job that is queued again wait for two minutes; here it need not.
-    """
-
-    def gone() -> bool:
-        state = queued(job)
-        if state == "PENDING":
-            hasten = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-            subprocess.run(hasten, capture_output=True)
-        return not state
-
-    faults.wait_for(gone, limit, lambda: outputs(logdir, job)[-3000:])
+    """Wait until ``job`` has left the queue; its output."""
+    faults.wait_for(
+        lambda: not queued(job), limit, lambda: outputs(logdir, job)[-3000:], lambda: hasten(job)
+    )
     return outputs(logdir, job)
 
 
@@ -157,28 +155,37 @@ def test_the_page_as_it_is_written(tiny_data, tmp_path):
 # --- accidents -------------------------------------------------------------------------------
 
 
-def test_a_preempted_job_goes_on_at_the_same_step(undisturbed, tmp_path):
+def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(undisturbed, tmp_path):
     faults.write_data(tmp_path / "data")
     slow = [{"kind": "pause", "seconds": 0.25}]
     config = faults.write_config(tmp_path / "config.yml", tmp_path / "data", slow)
+    (tmp_path / "sweep.yml").write_text("seed: [0, 1]")
     logdir = tmp_path / "logs"
-    job = submit(faults.arguments(config, tmp_path, "run"), logdir)
-    config.unlink()  # the job needs nothing but the package and the data
+    given = faults.arguments(config, tmp_path, "a", "--sweep-yml", str(tmp_path / "sweep.yml"))
+    submit(given, logdir)
+    # The jobs need nothing but the package and the data.
+    config.unlink()
+    (tmp_path / "sweep.yml").unlink()
+    jobs = {row["run"]: row["job"] for row in collect(logdir)}
+    job = jobs["a-run0"]
     # In the second epoch, whose first step is the fifth.
-    fifth = faults.wait_for(
+    faults.wait_for(
         lambda: "step: 5.00e+00" in outputs(logdir, job), 240, lambda: outputs(logdir, job)[-3000:]
     )
-    assert fifth
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     output = ended(logdir, job)
     told = re.findall(r"Stopped after step (\d+)", output)
     assert len(told) == 1
     assert faults.EPOCH < int(told[0]) < 2 * faults.EPOCH
     assert "Requeued job" in output
-    faults.same_weights(tmp_path, "run", undisturbed)
-    assert faults.steps_logged(tmp_path, "run") == list(range(1, faults.STEPS + 1))
-    found = record(tmp_path, "run")
+    faults.same_weights(tmp_path, "a-run0", undisturbed)
+    assert faults.steps_logged(tmp_path, "a-run0") == list(range(1, faults.STEPS + 1))
+    found = record(tmp_path, "a-run0")
     assert (found["state"], found["requeued"], found["job"]) == ("finished", 1, job)
+    # The other run of the sweep was left alone.
+    ended(logdir, jobs["a-run1"])
+    assert record(tmp_path, "a-run1")["requeued"] == 0
+    assert fx.checkpoint(tmp_path, "a-run1")["step"] == faults.STEPS
 
 
 def test_the_number_of_requeues_is_an_option(tmp_path):
@@ -200,12 +207,17 @@ def test_the_number_of_requeues_is_an_option(tmp_path):
     assert fx.checkpoint(tmp_path, "run")["step"] == 4
 
 
-def test_a_rank_that_is_killed_ends_the_job_which_can_be_queued_again(tmp_path):
+def test_two_ranks_one_is_killed_then_both_are_preempted(tmp_path):
     faults.write_data(tmp_path / "data")
     happens = {"kind": "signal", "at": 5, "signum": int(signal.SIGKILL), "rank": 1}
     happens["marker"] = str(tmp_path / "marker")
     optim = {**faults.OPTIM, "batch_size": 1, "load_balancing": False}
-    config = faults.write_config(tmp_path / "config.yml", tmp_path / "data", [happens], optim=optim)
+    config = faults.write_config(
+        tmp_path / "config.yml",
+        tmp_path / "data",
+        [happens, {"kind": "pause", "seconds": 0.25}],
+        optim=optim,
+    )
     logdir = tmp_path / "logs"
     began = time.monotonic()
     given = faults.arguments(config, tmp_path, "run", "--num-gpus", "2")
@@ -216,7 +228,16 @@ def test_a_rank_that_is_killed_ends_the_job_which_can_be_queued_again(tmp_path):
     assert fx.checkpoint(tmp_path, "run")["step"] == 4
     subprocess.run(["scontrol", "requeue", job], check=True)
     faults.wait_for(lambda: queued(job), 20, lambda: "not queued again")
+    # This time SLURM asks it to stop: both ranks get the signal, wherever each of them is.
+    faults.wait_for(
+        lambda: queued(job) == "RUNNING" and "step: 6.00e+00" in outputs(logdir, job),
+        240,
+        lambda: outputs(logdir, job)[-3000:],
+        lambda: hasten(job),
+    )
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
     output = ended(logdir, job)
+    assert len(re.findall(r"Stopped after step (\d+)", output)) == 1
     assert record(tmp_path, "run")["state"] == "finished", output[-3000:]
     assert fx.checkpoint(tmp_path, "run")["step"] == faults.STEPS
     assert collect(logdir)[0]["state"] == "finished"

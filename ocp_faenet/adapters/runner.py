@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import new_trainer_context, setup_logging
@@ -84,8 +85,17 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     - W&B stays offline where there is no key.
     - A job that starts again goes on from its own checkpoint, not from the one of ``--checkpoint``.
     - A CPU job on SLURM meets over gloo; the host would take NCCL and `CUDA_VISIBLE_DEVICES`.
+    - Without a GPU a local run takes the CPU.
+
+    Raises:
+        ValueError: a job that asked SLURM for a GPU sees none.
     """
     config = dict(config)
+    if not config["cpu"] and not torch.cuda.is_available():
+        if config["submit"]:
+            raise ValueError("no GPU is visible to this job; submit it with --cpu, or where one is")
+        logging.warning("No GPU here: running on the CPU")
+        config |= {"cpu": True, "distributed_backend": "gloo"}
     for name in STOCK_TRAINERS:
         registry.mapping["trainer_name_mapping"][name] = FAENetTrainer
     wandb_offline_without_key()

@@ -234,7 +234,8 @@ class FAENetTrainer(ConservingTrainer):
         return str(place / checkpoint_file)
 
     def _forward(self, batch: Any) -> Any:
-        if INTERRUPTION.asked:
+        # The first rank alone: another one that stopped a step early would leave it waiting.
+        if INTERRUPTION.asked and distutils.is_master():
             if self.model.training:  # the host has counted a step that is not begun
                 self.step -= 1
                 self.epoch = self.step / len(self.train_loader)
