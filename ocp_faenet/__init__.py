@@ -2,10 +2,11 @@
 
 Importing this package loads nothing. Touching a public name registers the whole plugin: models
 ``faenet``, ``faenet_backbone``, ``faenet_energy_head``, ``faenet_force_head``,
-``faenet_denoising_head``, trainer ``faenet``, transforms ``frame_averaging``,
-``graph_rewiring``, ``noisy_nodes`` and ``denoising``, losses ``noisy_nodes``, ``denoising`` and
-``species_cross_entropy``. A dotted name in a
-configuration (``model.name: ocp_faenet.FAENet``) does so in any process.
+``faenet_denoising_head``, ``faenet_positions_head``, trainer ``faenet``, transforms
+``frame_averaging``, ``graph_rewiring``, ``noisy_nodes``, ``denoising`` and
+``relaxed_positions``, losses ``noisy_nodes``, ``denoising``, ``species_cross_entropy`` and
+``energy_conservation``. A dotted name in a configuration (``model.name: ocp_faenet.FAENet``)
+does so in any process.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = [
     "FAENetDenoisingHead",
     "FAENetEnergyHead",
     "FAENetForceHead",
+    "FAENetPositionsHead",
     "FAENetTrainer",
     "NoisyNodesLoss",
     "SpeciesLoss",

@@ -23,7 +23,7 @@ SIZES = {"10k": 10_000, "100k": 100_000, "all": 460_328}
 #: What a split other than train may be given by the loader: nothing random.
 DETERMINISTIC = {"graph_rewiring"}
 #: What gives other splits a target and no noise (tests/test_noisy_nodes.py).
-TARGETS = {"noisy_nodes", "denoising"}
+TARGETS = {"noisy_nodes", "denoising", "relaxed_positions"}
 
 
 def load(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The part of `FAENetTrainer` that compares forces with the gradient of the energy."""
+"""The part of `FAENetTrainer` that knows forces and positions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ocp_faenet.adapters.conservation import (
     gradient_taken,
     split_losses,
 )
+from ocp_faenet.adapters.positions import POSITIONS, with_periodicity
 from ocp_faenet.adapters.preflight import check_free_atoms, check_scales
 from ocp_faenet.nn.conservation import GradientOrder
 
 
 class ConservingTrainer(OCPTrainer):
-    """`OCPTrainer` with the loss ``energy_conservation`` (`Conservation`)."""
+    """`OCPTrainer` with the loss ``energy_conservation`` (`Conservation`) and IS2RS metrics."""
 
     conservation: Conservation | None = None
     metrics: dict[str, Any]
@@ -57,6 +58,12 @@ class ConservingTrainer(OCPTrainer):
         with gradient_taken(self._unwrapped_model, order) as caught:
             outputs = super()._forward(batch)
         return {**outputs, **caught}
+
+    def _compute_metrics(self, out: Any, batch: Any, evaluator: Any, metrics: Any = None) -> Any:
+        """The stock metrics; for positions the batch says what is periodic."""
+        if POSITIONS in self.output_targets:
+            batch = with_periodicity(batch)
+        return super()._compute_metrics(out, batch, evaluator, metrics)
 
     def _compute_loss(self, out: Any, batch: Any) -> Any:
         """The stock sum, and the conservation term where the gradient was taken.

@@ -16,6 +16,7 @@ from ocp_faenet.adapters.frames import frame_averaging
 from ocp_faenet.adapters.hydra import FAENetBackbone, FAENetEnergyHead, FAENetForceHead
 from ocp_faenet.adapters.model import FAENet
 from ocp_faenet.adapters.noise import denoising, noisy_nodes
+from ocp_faenet.adapters.positions import FAENetPositionsHead, relaxed_positions
 from ocp_faenet.adapters.relaxation import never, resumable_relax
 from ocp_faenet.adapters.rewiring import graph_rewiring
 from ocp_faenet.adapters.trainer import FAENetTrainer
@@ -29,6 +30,7 @@ PUBLIC = {
         FAENetEnergyHead,
         FAENetForceHead,
         FAENetDenoisingHead,
+        FAENetPositionsHead,
         NoisyNodesLoss,
         DenoisingLoss,
         SpeciesLoss,
@@ -42,6 +44,7 @@ TRANSFORMS = {
     "graph_rewiring": graph_rewiring,
     "noisy_nodes": noisy_nodes,
     "denoising": denoising,
+    "relaxed_positions": relaxed_positions,
 }
 
 for _name, _transform in TRANSFORMS.items():

@@ -30,6 +30,7 @@ DOTTED = {
     "faenet_energy_head": "ocp_faenet.FAENetEnergyHead",
     "faenet_force_head": "ocp_faenet.FAENetForceHead",
     "faenet_denoising_head": "ocp_faenet.FAENetDenoisingHead",
+    "faenet_positions_head": "ocp_faenet.FAENetPositionsHead",
 }
 
 
