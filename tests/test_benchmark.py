@@ -12,7 +12,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from ocp_faenet.cli.benchmark import benchmark
-from ocp_faenet.models.contenders import EWALD, TAG_0_REMOVED, all_faenets, without_tag_0
+from ocp_faenet.models.contenders import (
+    EWALD,
+    TAG_0_REMOVED,
+    all_faenets,
+    usual_faenets,
+    without_tag_0,
+)
 from ocp_faenet.models.published import IS2RE
 from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.models.timing import Contender, count_work, measure
@@ -172,3 +178,15 @@ def test_slow_contenders_are_left_out():
     timings = measure(contenders, oc20_like(5, 1), clock=lambda: next(ticks), **options)
     assert "a pass takes 1 s" in timings["slow"].error
     assert not timings["slow"].seconds
+
+
+def test_each_frame_method_has_each_option_under_its_name():
+    names = list(all_faenets())
+    assert len(names) == 16
+    assert "FAENet, det, Ewald, tag 0 removed" in names
+    assert set(usual_faenets()) < set(names)
+    for name, make in all_faenets().items():
+        method, *options = name.split(", ")[1:]
+        config = make.args[1]
+        assert (config.ewald is not None) == ("Ewald" in options)
+        assert method == "no frames" or method.startswith(config.fa_method.value)

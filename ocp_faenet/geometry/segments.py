@@ -21,7 +21,7 @@ def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """
     out = values.new_zeros(*values.shape[:-2], num_segments, values.shape[-1])
     if values.device.type == "cpu":  # whole rows at a time
-        return out.index_add_(-2, index, values)
+        return out.index_add(-2, index, values)
     expanded = index.unsqueeze(-1).expand(values.shape)
     return out.scatter_add_(-2, expanded, values)
 
