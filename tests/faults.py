@@ -52,7 +52,7 @@ EPOCH, STEPS = 4, 12
 
 
 class AccidentLmdb(CheckedLmdbDataset):
-    """The plugin's dataset; an accident happens as record number ``accident.at`` is read.
+    """The plugin's dataset; an accident happens as a loader reads record ``accident.at``.
 
     Kinds: ``signal`` to this process, ``unlink`` of the file, ``full`` disk (no file may grow
     beyond ``limit`` bytes), ``room`` on it again, ``pause`` of ``seconds`` at every record. With
@@ -61,16 +61,16 @@ class AccidentLmdb(CheckedLmdbDataset):
     """
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        return [self[idx] for idx in indices]
+        return [self._read_with_accidents(idx) for idx in indices]
 
-    def __getitem__(self, idx: int) -> Any:
+    def _read_with_accidents(self, idx: int) -> Any:
         self.reads = getattr(self, "reads", 0) + 1
         for accident in self.config.get("accidents", []):
             if accident["kind"] == "pause":
                 time.sleep(accident["seconds"])
             elif accident["at"] == self.reads and self._first(accident):
                 self._happen(accident)
-        return super().__getitem__(idx)
+        return self[idx]
 
     def _first(self, accident: dict[str, Any]) -> bool:
         if "rank" in accident and accident["rank"] != int(os.environ["RANK"]):

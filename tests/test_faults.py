@@ -60,7 +60,7 @@ def test_a_signal_between_and_a_resume_at_the_same_step(
 
 
 def test_a_signal_in_a_validation_has_it_done_again(accident_data, undisturbed, tmp_path):
-    # The first read is the look at the schema as the dataset is opened.
+    # The second of two records, in the first validation.
     happens = accident("signal", 2, tmp_path, signum=int(signal.SIGUSR2))
     config = faults.write_config(tmp_path / "config.yml", accident_data)
     content = yaml.safe_load(config.read_text())
