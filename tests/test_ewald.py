@@ -19,9 +19,10 @@ from ocp_faenet.geometry.padding import like_sizes
 from ocp_faenet.metrics.symmetry import symmetry_errors
 from ocp_faenet.models import transforms
 from ocp_faenet.models.config import FAENetConfig, FAMethod, ForceMode, FrameAveraging, MPType
-from ocp_faenet.models.ewald import ATOM_VOLUME, EwaldMessagePassing
+from ocp_faenet.models.ewald import EwaldMessagePassing
 from ocp_faenet.models.ewald_config import EwaldConfig
 from ocp_faenet.models.symmetries import Claim, Symmetry, declared_symmetries
+from ocp_faenet.models.wave_sources import ATOM_VOLUME
 from ocp_faenet.nn.ewald import KSpace, RadialFilter, WaveGroup, ewald_message
 from symmetry_cases import KINDS, cloud, framed, model, pose_errors, random_poses, structure
 
