@@ -18,7 +18,14 @@ from ocp_faenet.geometry import kspace
 from ocp_faenet.geometry.padding import like_sizes
 from ocp_faenet.metrics.symmetry import symmetry_errors
 from ocp_faenet.models import transforms
-from ocp_faenet.models.config import FAENetConfig, FAMethod, ForceMode, FrameAveraging, MPType
+from ocp_faenet.models.config import (
+    FAENetConfig,
+    FAMethod,
+    ForceMode,
+    FrameAveraging,
+    FrameSource,
+    MPType,
+)
 from ocp_faenet.models.ewald import EwaldMessagePassing
 from ocp_faenet.models.ewald_config import EwaldConfig
 from ocp_faenet.models.symmetries import Claim, Symmetry, declared_symmetries
@@ -32,6 +39,10 @@ BOX = EwaldConfig(box=(1, 1, 3))
 CUTOFF = EwaldConfig(k_cutoff=1.9, num_gaussians=6)
 VOXELS = EwaldConfig(k_cutoff=1.0, voxel=0.4, num_gaussians=6)
 PERIODIC = pytest.mark.parametrize("ewald", [BOX, CUTOFF], ids=["box", "cutoff"])
+
+
+#: Choices that free structures need.
+FREE = {True: {"use_pbc": False, "frame_source": FrameSource.POSITIONS}, False: {}}
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +237,7 @@ def test_declared_symmetries_of_a_model(batch, space, method, ewald):
     graph, periodic = batch, ewald is not VOXELS
     if not periodic:
         graph = free(batch)
-    core = framed(space, method, ewald=ewald, use_pbc=periodic)
+    core = framed(space, method, ewald=ewald, **FREE[not periodic])
     claims = declared_symmetries(core.config)
     assert (claims[Symmetry.CELL] is Claim.NONE) == (ewald is BOX)
     draws = torch.Generator().manual_seed(0)
@@ -253,7 +264,7 @@ def test_free_structures_with_a_symmetry_of_their_own(kind):
     if kind in ("square", "hexagon", "cube", "octahedron"):
         numbers = torch.full_like(numbers, 6)
     graph = structure(positions, numbers)
-    core = framed("3D", "all", ewald=VOXELS, use_pbc=False, tag_hidden_channels=0)
+    core = framed("3D", "all", ewald=VOXELS, tag_hidden_channels=0, **FREE[True])
     poses = random_poses(3, about_z=False, reflections=True)
     energy, force = pose_errors(core, graph, poses)
     assert energy < EXACT
@@ -272,9 +283,10 @@ def test_forces_are_the_slope(ewald):
     graph = bulk(6, 5, (5.0, 6.0, 7.0))
     if not periodic:
         graph = free(graph)
-    core = framed("3D", "det", ewald=ewald, use_pbc=periodic, regress_forces=ForceMode.FROM_ENERGY)
+    choices = {"regress_forces": ForceMode.FROM_ENERGY, **FREE[not periodic]}
+    core = framed("3D", "det", ewald=ewald, **choices)
     forces = core(graph)["forces"]
-    plain = framed("3D", "det", use_pbc=periodic, regress_forces=ForceMode.FROM_ENERGY)
+    plain = framed("3D", "det", **choices)
     assert float((forces - plain(graph)["forces"]).abs().max()) > 1e-4
     step = 1e-5
     for atom, axis in itertools.product(range(graph.num_atoms), range(3)):
@@ -291,7 +303,7 @@ def test_forces_are_the_slope(ewald):
 def test_unlike_cells_in_a_batch_are_as_each_alone(batch, ewald):
     periodic = ewald is not VOXELS
     graph = batch if periodic else free(batch)
-    core = framed("3D", "det", ewald=ewald, use_pbc=periodic)
+    core = framed("3D", "det", ewald=ewald, **FREE[not periodic])
     whole = core(graph)
     for index, (one, mine) in enumerate(of_each(graph)):
         out = core(one)
@@ -417,6 +429,9 @@ def test_forms_go_with_their_periodicity():
         FAENetConfig(ewald=VOXELS)
     with pytest.raises(ValueError, match="needs use_pbc: true"):
         FAENetConfig(ewald=BOX, use_pbc=False)
+    with pytest.raises(ValueError, match="frame_source is 'edges'; set frame_source: positions"):
+        FAENetConfig(ewald=VOXELS, use_pbc=False, frame_averaging=FrameAveraging.SPACE,
+                     frame_source=FrameSource.EDGES)  # fmt: skip
     with pytest.raises(ValueError, match="less than a voxel"):
         layers(EwaldConfig(k_cutoff=0.3, voxel=0.4))
 

@@ -20,7 +20,11 @@ from test_plugin_adapters import batch_of, faenet, hydra_like
 FORMS: dict[str, dict[str, Any]] = {
     "box": {"ewald": {"box": [1, 1, 3]}},
     "cutoff": {"ewald": {"k_cutoff": 1.5, "num_gaussians": 8}},
-    "voxels": {"ewald": {"k_cutoff": 1.0, "voxel": 0.4}, "use_pbc": False},
+    "voxels": {
+        "ewald": {"k_cutoff": 1.0, "voxel": 0.4},
+        "use_pbc": False,
+        "frame_source": "positions",
+    },
 }
 
 

@@ -240,6 +240,8 @@ class FAENetConfig:
         self._check_heads()
         if self.ewald is not None:
             self.ewald.check_periodicity(self.use_pbc)
+            if self.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE):
+                self.ewald.check_frames(self.frame_source.value)
         self.first_dropout_layer()
 
     def _check_frames(self) -> None:

@@ -71,6 +71,21 @@ class EwaldConfig:
             return EwaldForm.BOX
         return EwaldForm.CUTOFF if self.voxel is None else EwaldForm.VOXELS
 
+    def check_frames(self, frame_source: str) -> None:
+        """Refuse frames that a voxel grid cannot lie in.
+
+        Edges are blind to how parts of a structure that none of them joins are turned against
+        each other; a grid that lies in their frame would not be.
+
+        Raises:
+            ValueError: names both keys.
+        """
+        if self.form is EwaldForm.VOXELS and frame_source != "positions":
+            raise ValueError(
+                f"ewald.voxel: {self.voxel} needs the frame of the whole structure, but "
+                f"frame_source is {frame_source!r}; set frame_source: positions"
+            )
+
     def check_periodicity(self, use_pbc: bool) -> None:
         """Refuse a form that does not fit periodic (or free) structures.
 
