@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import plugin_fixtures as fx
 from ocp_faenet.adapters.collect import collect
-from ocp_faenet.adapters.launch import ClusterOptions, complete
+from ocp_faenet.adapters.launch import ClusterOptions, complete, write_manifest
 from ocp_faenet.adapters.launch import _parameters as parameters
 from ocp_faenet.adapters.overrides import parse_value, read_arguments
 from ocp_faenet.adapters.runner import STOCK_TRAINERS, Runner, prepare
@@ -393,6 +393,32 @@ def test_collect_refuses_what_is_no_logdir(tmp_path):
     assert status == 2
     assert str(tmp_path) in stderr
     assert invoke("--collect", str(tmp_path), "--mode", "train")[0] == 2
+
+
+def test_a_job_that_slurm_no_longer_knows_is_killed(tmp_path, monkeypatch):
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 7_1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    config = {"run_dir": str(tmp_path)}
+    jobs = [Job(f"run{i}", config, {"seed": i}) for i in range(4)]
+    write_manifest(tmp_path, jobs, ["7_0", "7_1", "7_2", "7_3"])
+    for name, record in {
+        "run2": {"state": "running", "best": 0.25, "primary_metric": "energy_mae"},
+        "run3": {"state": "finished", "best": 0.2, "primary_metric": "energy_mae"},
+    }.items():
+        path = tmp_path / "results" / name / "run.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record))
+    states = [(row["run"], row["state"]) for row in collect(tmp_path)]
+    # The best first, those without a score last.
+    assert states == [
+        ("run3", "finished"),
+        ("run2", "killed"),
+        ("run0", "killed"),
+        ("run1", "pending"),
+    ]
 
 
 @pytest.mark.slow
