@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,10 @@ def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
     page.write_text("before\n<!-- study:sizes -->\nold\n<!-- /study:sizes -->\nafter\n")
     args = (path, "--data", tiny_data, "--runs", tmp_path / "runs", "--into", page)
     args += ("--json", tmp_path / "s.json", "--plot", tmp_path / "s.png", "--jobs", 2)
-    first = study(*args)
+    with socket.create_server(("localhost", 0)) as taken:  # the port of a run of this process
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        first = study(*args)
     assert first.exit_code == 0, first.output
     report = json.loads((tmp_path / "s.json").read_text())
     for row, (label, epochs) in zip(report["rows"], [("small", 2), ("Larger", 1)], strict=True):

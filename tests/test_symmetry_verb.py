@@ -228,10 +228,13 @@ def test_the_trainer_logs_them_where_asked(monkeypatch, wanted):
         def log(self, values, step, split):
             logged.append((values, step, split))
 
-    monkeypatch.setattr(module.OCPTrainer, "validate", lambda self, split, quiet: {"loss": 1})
+    monkeypatch.setattr(
+        module.ConservingTrainer, "validate", lambda self, split, quiet: {"loss": 1}
+    )
     monkeypatch.setattr(module, "validation_errors", lambda trainer, split: {"symmetry/x": 2.0})
     trainer = object.__new__(module.FAENetTrainer)
     trainer.config = {"evaluation_metrics": {"symmetry_metrics": wanted}}
     trainer.logger, trainer.step = Logger(), 7
+    trainer._throughput = trainer.ema = trainer.val_loader = None
     assert trainer.validate("val", True) == {"loss": 1}
     assert logged == ([({"symmetry/x": 2.0}, 7, "val")] if wanted else [])

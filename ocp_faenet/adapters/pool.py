@@ -19,6 +19,11 @@ from ocp_faenet.adapters.runs import RunSpec, load_result
 Progress = Callable[[int, float], None]
 
 
+#: Left in the environment by a run of this process, or by what launched it: a run that took
+#: them would meet others at the same port.
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
 class RunFailedError(RuntimeError):
     """A run ended without a result; the message names it, its last words and its log."""
 
@@ -103,7 +108,7 @@ def _start(spec: RunSpec, folder: Path) -> _Job:
     (folder / "spec.json").write_text(spec.to_json() + "\n")
     threads = str(spec.threads)
     environment = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if key not in RENDEZVOUS},
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "WANDB_MODE": os.environ.get("WANDB_MODE", "offline"),
