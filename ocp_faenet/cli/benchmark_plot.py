@@ -38,10 +38,11 @@ def plot_times(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set(title=mode, xlabel="atoms in a structure", xscale="log", yscale="log")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("time a structure (ms)")
+    columns = 2 if len(modes) == 1 else 3
     figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False
+        *axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=columns, frameon=False
     )
-    figure.tight_layout(rect=(0, 0.05 + 0.05 * (len(models) // 3), 1, 1))
+    figure.tight_layout(rect=(0, 0.05 + 0.05 * (-(-len(models) // columns) - 1), 1, 1))
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(temporary, dpi=160)
