@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,13 +96,25 @@ def test_records_with_edges_cost_more() -> None:
     assert min(with_edges[0], without[0]) > 0
 
 
+def test_the_page_holds_what_the_command_prints() -> None:
+    root = Path(__file__).parent.parent
+    costs = root / "docs" / "results" / "scaling.json"
+    done = CliRunner().invoke(main, ["scaling", "--costs", str(costs)])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() in (root / "docs" / "scaling.md").read_text()
+
+
+def tables(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("|")]
+
+
 def test_command(monkeypatch, tmp_path) -> None:
     sets = tuple(replace(work(), name=name) for name in ("IS2RE-all", "other"))
     monkeypatch.setattr(scaling_module, "WORKLOADS", sets)
     monkeypatch.setattr(scaling_module, "ATOMS", 20)
     monkeypatch.setattr(scaling_module, "_loader_costs", dict)
     file = tmp_path / "scaling.json"
-    arguments = ["scaling", "--json", str(file), "--launch-us", "0.01"]
+    arguments = ["scaling", "--launch-us", "0.01", "--json", str(file)]
     done = CliRunner().invoke(main, [*arguments, "--rate", "other=50"])
     assert done.exit_code == 0, done.output
     content = json.loads(file.read_text())
@@ -109,6 +122,13 @@ def test_command(monkeypatch, tmp_path) -> None:
     assert [(row["gpus"], row["batch"]) for row in rows] == [(1, 128), (8, 16), (64, 2), (64, 128)]
     assert rows[0]["rate"] == pytest.approx(50)  # what was measured is what is planned with
     assert rows[0]["hours"] == pytest.approx(2 * 12800 / 50 / 3600)
+    again = CliRunner().invoke(main, [*arguments, "--costs", str(file), "--rate", "other=50"])
+    assert tables(again.output)[-8:] == tables(done.output)[-8:]
+    for text, reason in (("{}", "'costs'"), ('{"costs": {}, "loader": {}}', "nothing on")):
+        (tmp_path / "bad.json").write_text(text)
+        bad = CliRunner().invoke(main, ["scaling", "--costs", str(tmp_path / "bad.json")])
+        assert (bad.exit_code, bad.output.count("\n")) == (2, 1)
+        assert reason in bad.output
     for rate in ("other", "nothing=3", "other=-1", "other=x"):
         bad = CliRunner().invoke(main, [*arguments, "--rate", rate])
         assert (bad.exit_code, bad.output.count("\n")) == (2, 1)

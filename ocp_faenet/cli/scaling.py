@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
+from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.costs import Costs, Subject, Traffic, count, inference, training_step
 from ocp_faenet.models.scaling import ATOMS, GPUS, WORKLOADS, Gpu, Workload, project
 from ocp_faenet.models.synthetic import oc20_like
@@ -24,6 +25,7 @@ from ocp_faenet.models.synthetic import oc20_like
 #: that it was this one is an assumption.
 ANCHOR, ANCHOR_GPU = 2944.0, "a100"
 COUNTS = (1, 8, 64)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(
@@ -32,7 +34,7 @@ COUNTS = (1, 8, 64)
 \b
   ocp-faenet scaling
   ocp-faenet scaling --gpu h200 --launch-us 4 --json scaling.json
-  ocp-faenet scaling --rate IS2RE-all=5000      # training samples/s measured on one GPU
+  ocp-faenet scaling --costs docs/results/scaling.json --rate IS2RE-all=5000   # measured
 """
 )
 @click.option("--gpu", type=click.Choice(list(GPUS)), default="a100", show_default=True)
@@ -44,9 +46,14 @@ COUNTS = (1, 8, 64)
 @click.option(
     "--rate", "rates", multiple=True, metavar="SET=N", help="Measured on one GPU, full batch."
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--costs", "costs_file", type=_FILE, help="Counted before: a file that --json wrote.")
+@click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
 def scaling(
-    gpu: str, launch_us: float | None, rates: tuple[str, ...], json_file: Path | None
+    gpu: str,
+    launch_us: float | None,
+    rates: tuple[str, ...],
+    costs_file: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Derive time and memory of trainings from the costs of a sample, counted here.
 
@@ -55,11 +62,10 @@ def scaling(
     promises. Times are lower bounds; a measured rate (--rate) replaces the bound on one GPU.
     """
     measured = _parsed(rates)
-    launch = 1e-6 * launch_us if launch_us else launch_seconds()
-    costs = _counted()
     card = GPUS[gpu]
+    seen = _counted() if costs_file is None else _read(costs_file)
+    costs, launch = seen.costs, 1e-6 * launch_us if launch_us else seen.launch
     bound = GPUS[ANCHOR_GPU].bandwidth / costs["IS2RE-all"].inference.bytes
-    loader = _loader_costs()
     rows = []
     for work in WORKLOADS:
         mine = costs[work.name]
@@ -75,54 +81,81 @@ def scaling(
         f"IS2RE inference on one {GPUS[ANCHOR_GPU].name}, bound by memory traffic: {bound:,.0f} "
         f"samples/s. The report's {ANCHOR:,.0f} are {100 * ANCHOR / bound:.0f} % of it.",
         *(f"A record {name}: {size / 1e3:.0f} kB, {ms:.2f} ms of one core to load."
-          for name, (ms, size) in loader.items()),
-        f"Counted on {machine_class()}.",
+          for name, (ms, size) in seen.loader.items()),
+        f"Counted on {seen.machine}.",
     ]  # fmt: skip
     click.echo("\n".join(notes))
     if json_file:
-        content = {
-            "gpu": asdict(card),
-            "launch_seconds": launch,
-            "costs": {name: asdict(found) for name, found in costs.items()},
-            "loader": {k: {"ms": ms, "bytes": size} for k, (ms, size) in loader.items()},
-            "rows": rows,
-            "machine": machine_class(),
-        }
-        write_json(json_file, content)
+        write_json(json_file, {**asdict(seen), "gpu": asdict(card), "rows": rows})
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _Model:
     training: Costs
     inference: Costs
     parameters: int
 
 
-def _counted() -> dict[str, _Counted]:
-    found: dict[int, _Counted] = {}
-    by_name = {}
+@dataclass(frozen=True)
+class _Seen:
+    """Counted and timed on a machine: by workload; s an operation; (ms, bytes) a record."""
+
+    costs: dict[str, _Model]
+    launch: float
+    loader: dict[str, tuple[float, float]]
+    machine: str
+
+
+def _counted() -> _Seen:
+    models: list[tuple[FAENetConfig, _Model]] = []
+    costs = {}
     for work in tqdm(WORKLOADS, desc="counting", file=sys.stderr):
-        if id(work.config) not in found:
+        model = next((m for config, m in models if config is work.config), None)
+        if model is None:
             subject = Subject(work.config, ATOMS, work.neighbors)
             parameters = sum(p.numel() for p in subject.module().parameters())
-            found[id(work.config)] = _Counted(count(subject), count(subject, inference), parameters)
-        by_name[work.name] = found[id(work.config)]
-    return by_name
+            model = _Model(count(subject), count(subject, inference), parameters)
+            models.append((work.config, model))
+        costs[work.name] = model
+    return _Seen(costs, launch_seconds(), _loader_costs(), machine_class())
+
+
+def _read(path: Path) -> _Seen:
+    try:
+        content = json.loads(path.read_text())
+        costs = {
+            name: _Model(Costs(**each["training"]), Costs(**each["inference"]), each["parameters"])
+            for name, each in content["costs"].items()
+        }
+        loader = {name: (pair[0], pair[1]) for name, pair in content["loader"].items()}
+        missing = {work.name for work in WORKLOADS} - set(costs)
+        if missing:
+            raise ValueError(f"nothing on {', '.join(sorted(missing))}")
+        return _Seen(costs, content["launch"], loader, content["machine"])
+    except OSError as error:
+        raise BadInputError(f"--costs {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(
+            f"--costs {path}: not what `scaling --json` writes ({error}); count anew"
+        ) from error
 
 
 def launch_seconds() -> float:
-    """CPU time of an operation in a training step on next to no atoms: all of it is launching."""
-    subject = Subject(WORKLOADS[0].config, 1, 1)
-    step = training_step(subject.module(), oc20_like(1, 1, max_neighbors=1))
+    """CPU time of an operation in a training step of next to no width on next to no atoms."""
+    narrow = replace(
+        WORKLOADS[0].config, hidden_channels=16, num_filters=16, num_gaussians=8,
+        tag_hidden_channels=2, pg_hidden_channels=2, phys_embeds=False, regress_forces=None,
+    )  # fmt: skip
+    step = training_step(Subject(narrow, 1, 1).module(), oc20_like(1, 1, max_neighbors=1))
     step()
     with Traffic() as traffic:
         step()
     seconds = []
-    for _ in range(7):
+    for _ in range(15):
         start = time.process_time()
         step()
         seconds.append(time.process_time() - start)
-    return statistics.median(seconds) / traffic.operations
+    return min(seconds) / traffic.operations
 
 
 def _loader_costs() -> dict[str, tuple[float, float]]:
@@ -152,7 +185,7 @@ def _parsed(rates: Sequence[str]) -> dict[str, float]:
 
 
 def _row(
-    work: Workload, costs: _Counted, card: Gpu, gpus: int, batch: int | None, launch: float,
+    work: Workload, costs: _Model, card: Gpu, gpus: int, batch: int | None, launch: float,
     share: float,
 ) -> dict[str, Any]:  # fmt: skip
     bound, likely = (
@@ -167,7 +200,7 @@ def _row(
     }  # fmt: skip
 
 
-def _costs_table(costs: Mapping[str, _Counted]) -> str:
+def _costs_table(costs: Mapping[str, _Model]) -> str:
     rows = []
     for name, found in costs.items():
         for kind, each in (("training", found.training), ("inference", found.inference)):
