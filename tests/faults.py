@@ -118,9 +118,14 @@ def arguments(config_yml: Path, run_dir: Path, name: str, *more: str) -> list[st
     return [*given, "--run-dir", str(run_dir), *(["--timestamp-id", name] if name else []), *more]
 
 
-def start(given: Sequence[str], log: Path, ranks: int = 1) -> multiprocessing.Process:
-    """What ``ocp-faenet main`` does with a single run, in a child of this process."""
-    context = multiprocessing.get_context("fork")
+def start(
+    given: Sequence[str], log: Path, ranks: int = 1, method: str = "fork"
+) -> multiprocessing.process.BaseProcess:
+    """What ``ocp-faenet main`` does with a single run, in a child of this process.
+
+    ``method`` ``spawn`` for what does not survive a fork, such as the threads of W&B.
+    """
+    context: Any = multiprocessing.get_context(method)
     child = context.Process(target=_child, args=(list(given), log, ranks))
     child.start()
     return child
@@ -138,9 +143,11 @@ def _child(given: list[str], log: Path, ranks: int) -> None:
     run_here(job.config, ranks)
 
 
-def run(given: Sequence[str], log: Path, ranks: int = 1, limit: float = 400) -> int:
+def run(
+    given: Sequence[str], log: Path, ranks: int = 1, limit: float = 400, method: str = "fork"
+) -> int:
     """Exit code of `start`; a signal's number is negative."""
-    child = start(given, log, ranks)
+    child = start(given, log, ranks, method)
     child.join(limit)
     if child.is_alive():
         child.kill()

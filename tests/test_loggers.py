@@ -92,9 +92,9 @@ def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, n
     config.write_text(yaml.safe_dump(content))
     given = faults.arguments(config, tmp_path, "run", "--identifier", "a name")
     log = tmp_path / "log.txt"
-    assert faults.run(given, log) == 128 + signal.SIGUSR2, log.read_text()[-3000:]
+    assert faults.run(given, log, method="spawn") == 128 + signal.SIGUSR2, log.read_text()[-3000:]
     assert "W&B: no key, so offline" in log.read_text()
-    assert faults.run(given, log) == 0, log.read_text()[-3000:]
+    assert faults.run(given, log, method="spawn") == 0, log.read_text()[-3000:]
 
     folder = tmp_path / "logs" / "wandb" / "run" / "wandb"
     parts = sorted(folder.glob("offline-run-*/run-*.wandb"))
@@ -142,7 +142,9 @@ def test_tensorboard_holds_the_same(tmp_path):
     content["evaluation_metrics"]["throughput"] = True
     config.write_text(yaml.safe_dump(content))
     log = tmp_path / "log.txt"
-    assert faults.run(faults.arguments(config, tmp_path, "run"), log) == 0, log.read_text()[-3000:]
+    assert faults.run(faults.arguments(config, tmp_path, "run"), log, method="spawn") == 0, (
+        log.read_text()[-3000:]
+    )
     for split, steps in (("train", list(range(1, 13))), ("val", [4, 8, 12])):
         total, energy, forces = (
             faults.scalars(tmp_path, "run", f"{split}/{name}")
