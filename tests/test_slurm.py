@@ -155,7 +155,7 @@ def test_the_page_as_it_is_written(tiny_data, tmp_path):
 # --- accidents -------------------------------------------------------------------------------
 
 
-def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(undisturbed, tmp_path):
+def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(undisturbed_afresh, tmp_path):
     faults.write_data(tmp_path / "data")
     slow = [{"kind": "pause", "seconds": 0.25}]
     config = faults.write_config(tmp_path / "config.yml", tmp_path / "data", slow)
@@ -178,7 +178,8 @@ def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(undisturbed, tmp_pa
     assert len(told) == 1
     assert faults.EPOCH < int(told[0]) < 2 * faults.EPOCH
     assert "Requeued job" in output
-    faults.same_weights(tmp_path, "a-run0", undisturbed)
+    # Bit for bit where threads and libraries are set alike: see test_faults.py.
+    faults.same_weights(tmp_path, "a-run0", undisturbed_afresh, within=1e-4)
     assert faults.steps_logged(tmp_path, "a-run0") == list(range(1, faults.STEPS + 1))
     found = record(tmp_path, "a-run0")
     assert (found["state"], found["requeued"], found["job"]) == ("finished", 1, job)
