@@ -54,24 +54,14 @@ def accident_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(accident_data, tmp_path_factory) -> Path:
     """Run ``whole`` of `faults`, to which nothing happens."""
-    return _undisturbed(accident_data, shared_folder(tmp_path_factory) / "undisturbed", "fork")
-
-
-@pytest.fixture(scope="session")
-def undisturbed_afresh(accident_data, tmp_path_factory) -> Path:
-    """The same in a process that has nothing of the tests before it, as a job of SLURM."""
-    return _undisturbed(accident_data, shared_folder(tmp_path_factory) / "afresh", "spawn")
-
-
-def _undisturbed(data: Path, place: Path, method: str) -> Path:
     import faults
 
     def build(folder: Path) -> None:
-        config = faults.write_config(folder / "config.yml", data)
-        given, log = faults.arguments(config, folder, "whole"), folder / "log.txt"
-        assert faults.run(given, log, method=method) == 0, log.read_text()[-3000:]
+        config = faults.write_config(folder / "config.yml", accident_data)
+        given = faults.arguments(config, folder, "whole")
+        assert faults.run(given, folder / "log.txt") == 0, (folder / "log.txt").read_text()[-3000:]
 
-    return once(place, build)
+    return once(shared_folder(tmp_path_factory) / "undisturbed", build)
 
 
 def shared_folder(tmp_path_factory) -> Path:
