@@ -55,8 +55,8 @@ class AccidentLmdb(CheckedLmdbDataset):
     """The plugin's dataset; an accident happens as a loader reads record ``accident.at``.
 
     Kinds: ``signal`` to this process, ``unlink`` of the file, ``full`` disk (no file may grow
-    beyond ``limit`` bytes), ``room`` on it again, ``pause`` of ``seconds`` at every record. With
-    a ``marker`` it happens once, whatever the number of processes that follow each other; with a
+    beyond ``limit`` bytes), ``room`` on it again, ``gate``: wait until ``file`` exists. With a
+    ``marker`` it happens once, whatever the number of processes that follow each other; with a
     ``rank``, to that rank alone.
     """
 
@@ -66,9 +66,7 @@ class AccidentLmdb(CheckedLmdbDataset):
     def _read_with_accidents(self, idx: int) -> Any:
         self.reads = getattr(self, "reads", 0) + 1
         for accident in self.config.get("accidents", []):
-            if accident["kind"] == "pause":
-                time.sleep(accident["seconds"])
-            elif accident["at"] == self.reads and self._first(accident):
+            if accident["at"] == self.reads and self._first(accident):
                 self._happen(accident)
         return self[idx]
 
@@ -88,6 +86,9 @@ class AccidentLmdb(CheckedLmdbDataset):
             os.kill(os.getpid(), accident["signum"])
         elif kind == "unlink":
             Path(self.config["src"]).unlink()
+        elif kind == "gate":
+            while not Path(accident["file"]).exists():
+                time.sleep(0.05)
         elif kind in ("full", "room"):
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             soft = accident["limit"] if kind == "full" else hard

@@ -75,8 +75,12 @@ def outputs(logdir: Path, job: str) -> str:
 
 
 def hasten(job: str) -> None:
-    """SLURM has a job that is queued again wait for two minutes; here it need not."""
+    """SLURM has a job that is queued again wait for two minutes; here it need not.
+
+    A few seconds it must: a node does not start a job in the second in which it ended it.
+    """
     if queued(job) == "PENDING":
+        time.sleep(4)
         command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
         subprocess.run(command, capture_output=True)
 
@@ -157,8 +161,9 @@ def test_the_page_as_it_is_written(tiny_data, tmp_path):
 
 def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(tmp_path):
     faults.write_data(tmp_path / "data")
-    slow = [{"kind": "pause", "seconds": 0.25}]
-    config = faults.write_config(tmp_path / "config.yml", tmp_path / "data", slow)
+    gate = tmp_path / "gate"
+    closed = [{"kind": "gate", "at": 11, "file": str(gate)}]
+    config = faults.write_config(tmp_path / "config.yml", tmp_path / "data", closed)
     # Two runs that differ in their log alone: the one that is left alone shows how both must end.
     (tmp_path / "sweep.yml").write_text("print_every: [1, 2]")
     logdir = tmp_path / "logs"
@@ -169,11 +174,13 @@ def test_a_preempted_job_of_a_sweep_goes_on_at_the_same_step(tmp_path):
     (tmp_path / "sweep.yml").unlink()
     jobs = {row["run"]: row["job"] for row in collect(logdir)}
     job = jobs["a-run0"]
-    # In the second epoch, whose first step is the fifth.
+    # In the second epoch, whose first step is the fifth; at the gate, before the sixth.
     faults.wait_for(
         lambda: "step: 5.00e+00" in outputs(logdir, job), 240, lambda: outputs(logdir, job)[-3000:]
     )
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    time.sleep(2)
+    gate.touch()
     output = ended(logdir, job)
     told = re.findall(r"Stopped after step (\d+)", output)
     assert len(told) == 1
@@ -213,11 +220,12 @@ def test_two_ranks_one_is_killed_then_both_are_preempted(tmp_path):
     happens = {"kind": "signal", "at": 5, "signum": int(signal.SIGKILL), "rank": 1}
     happens["marker"] = str(tmp_path / "marker")
     optim = {**faults.OPTIM, "batch_size": 1, "load_balancing": False}
+    # Rank 0 is held at a gate of the second attempt, so the signal finds the ranks apart.
+    gate = tmp_path / "gate"
+    gate.touch()
+    closed = {"kind": "gate", "at": 3, "file": str(gate), "rank": 0}
     config = faults.write_config(
-        tmp_path / "config.yml",
-        tmp_path / "data",
-        [happens, {"kind": "pause", "seconds": 0.25}],
-        optim=optim,
+        tmp_path / "config.yml", tmp_path / "data", [happens, closed], optim=optim
     )
     logdir = tmp_path / "logs"
     began = time.monotonic()
@@ -227,6 +235,7 @@ def test_two_ranks_one_is_killed_then_both_are_preempted(tmp_path):
     assert time.monotonic() - began < 280  # not the half hour of a collective's time-out
     assert (tmp_path / "marker").exists(), output[-3000:]
     assert fx.checkpoint(tmp_path, "run")["step"] == 4
+    gate.unlink()
     subprocess.run(["scontrol", "requeue", job], check=True)
     faults.wait_for(lambda: queued(job), 20, lambda: "not queued again")
     # This time SLURM asks it to stop: both ranks get the signal, wherever each of them is.
@@ -237,6 +246,8 @@ def test_two_ranks_one_is_killed_then_both_are_preempted(tmp_path):
         lambda: hasten(job),
     )
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    time.sleep(2)
+    gate.touch()
     output = ended(logdir, job)
     assert len(re.findall(r"Stopped after step (\d+)", output)) == 1
     assert record(tmp_path, "run")["state"] == "finished", output[-3000:]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,15 @@ def run_here(config: dict[str, Any], num_ranks: int) -> None:
         config["optim"]["num_workers"] = 0
         logging.warning("Several local ranks: optim.num_workers is set to 0")
     launch = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=num_ranks, rdzv_backend="c10d", max_restarts=0
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        # A free port. On the default one, runs on the same machine meet in the store of the first
+        # and die when that one ends.
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
     )
     try:
         elastic_launch(launch, run)(config)
