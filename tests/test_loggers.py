@@ -77,6 +77,40 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
+def with_auxiliary(config: Path, **metrics: bool) -> None:
+    """The run of a file with Noisy Nodes beside energy and forces, at half its weight."""
+    content = yaml.safe_load(config.read_text())
+    model = {key: value for key, value in faults.MODEL.items() if key != "name"}
+    heads = {"energy": "Energy", "forces": "Force", "denoising": "Denoising"}
+    content["model"] = {
+        "name": "hydra",
+        "otf_graph": True,
+        "pass_through_head_outputs": True,
+        "backbone": {"model": "ocp_faenet.FAENetBackbone", **model},
+        "heads": {key: {"module": f"ocp_faenet.FAENet{name}Head"} for key, name in heads.items()},
+    }
+    noise = {"target": "initial", "std": 0.05, "scale": 0.1}
+    for split in ("train", "val"):
+        content["dataset"][split].setdefault("transforms", {})["noisy_nodes"] = noise
+    every_atom = {"train_on_free_atoms": False, "eval_on_free_atoms": False}
+    content["outputs"]["denoising"] = {"level": "atom", **every_atom}
+    loss = {"fn": "ocp_faenet.NoisyNodesLoss", "coefficient": 0.5}
+    content["loss_functions"].append({"denoising": loss})
+    content["evaluation_metrics"]["metrics"]["denoising"] = ["denoising_l2mae"]
+    content["evaluation_metrics"] |= metrics
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def check_losses(found: dict[str, float]) -> None:
+    """The total is the sum of energy, forces and auxiliary, each of which is there by itself."""
+    total, energy, forces, auxiliary = (
+        found[name] for name in ("loss", "loss_energy", "loss_forces", "loss_denoising")
+    )
+    assert min(energy, forces, auxiliary) > 0
+    assert total == pytest.approx(energy + forces + auxiliary, rel=1e-4)
+    assert auxiliary == pytest.approx(0.5 * found["denoising_l2mae"], rel=1e-4)
+
+
 def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, no_account):
     faults.write_data(tmp_path / "data")
     happens = {"kind": "signal", "at": 11, "signum": int(signal.SIGUSR2)}
@@ -87,9 +121,7 @@ def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, n
         [happens],
         logger={"name": "wandb", "project": "tests", "group": "grid-1"},
     )
-    content = yaml.safe_load(config.read_text())
-    content["evaluation_metrics"] |= {"throughput": True, "symmetry_metrics": True}
-    config.write_text(yaml.safe_dump(content))
+    with_auxiliary(config, throughput=True, symmetry_metrics=True)
     given = faults.arguments(config, tmp_path, "run", "--identifier", "a name")
     log = tmp_path / "log.txt"
     assert faults.run(given, log, method="spawn") == 128 + signal.SIGUSR2, log.read_text()[-3000:]
@@ -107,17 +139,14 @@ def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, n
     first, second = map(history, parts)
     trained = [sorted(s for s, row in h.items() if "train/loss" in row) for h in (first, second)]
     assert trained == [list(range(1, 6)), list(range(6, faults.STEPS + 1))]
-    for step, row in {**first, **second}.items():
+    for row in {**first, **second}.values():
         if "train/loss" not in row:
             continue
-        total = row["train/loss_energy"] + row["train/loss_forces"]
-        assert row["train/loss"] == pytest.approx(total, rel=1e-4), step
+        check_losses({key.removeprefix("train/"): value for key, value in row.items()})
         rate = row["train/atoms_per_second"] / row["train/samples_per_second"]
         assert 5 <= rate <= 9  # atoms of these structures
     validated = second[faults.STEPS]
-    assert validated["val/loss"] == pytest.approx(
-        validated["val/loss_energy"] + validated["val/loss_forces"], rel=1e-4
-    )
+    check_losses({key.removeprefix("val/"): value for key, value in validated.items()})
     assert any(key.startswith("val/") and "rotation" in key for key in validated), validated
 
     # What `wandb sync` would send, without an account.
@@ -138,21 +167,17 @@ def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, n
 def test_tensorboard_holds_the_same(tmp_path):
     faults.write_data(tmp_path / "data")
     config = faults.write_config(tmp_path / "config.yml", tmp_path / "data")
-    content = yaml.safe_load(config.read_text())
-    content["evaluation_metrics"]["throughput"] = True
-    config.write_text(yaml.safe_dump(content))
+    with_auxiliary(config, throughput=True)
     log = tmp_path / "log.txt"
     assert faults.run(faults.arguments(config, tmp_path, "run"), log, method="spawn") == 0, (
         log.read_text()[-3000:]
     )
     for split, steps in (("train", list(range(1, 13))), ("val", [4, 8, 12])):
-        total, energy, forces = (
-            faults.scalars(tmp_path, "run", f"{split}/{name}")
-            for name in ("loss", "loss_energy", "loss_forces")
-        )
-        assert [event.step for event in total] == steps
-        for a, b, c in zip(total, energy, forces, strict=True):
-            assert a.value == pytest.approx(b.value + c.value, rel=1e-4)
+        names = ["loss", "loss_energy", "loss_forces", "loss_denoising", "denoising_l2mae"]
+        events = [faults.scalars(tmp_path, "run", f"{split}/{name}") for name in names]
+        assert [event.step for event in events[0]] == steps
+        for row in zip(*events, strict=True):
+            check_losses({name: event.value for name, event in zip(names, row, strict=True)})
     speed = faults.scalars(tmp_path, "run", "train/samples_per_second")
     assert len(speed) == faults.STEPS
     assert all(event.value > 0 for event in speed)

@@ -31,6 +31,7 @@ overrides: {{model: {{hidden_channels: 16}}}}
 variants:
   small:
   large: {{label: Larger, epochs: 1, overrides: {{model: {{hidden_channels: 24}}}}}}
+curve: {{x: channels, log: true, series: {{SchNet: {{large: 24, small: 16}}}}}}
 """
 SCHNET = ROOT / "configs" / "oc20" / "emt" / "is2re" / "schnet.yml"
 
@@ -78,6 +79,9 @@ def test_variants_differ_as_the_file_says(tmp_path, tiny_data):
         (("config: {config}", "config: nowhere.yml"), "variants.small: no configuration"),
         (("  small:", "  small: ["), "no YAML"),
         (("epochs: 2", "epochs: 2\nmeasurements: [weight]"), "measurements: no weight"),
+        (("large: 24", "huge: 24"), "the file: curve: no variant 'huge'"),
+        (("small: 16", "small: 0"), "curve: small: 0 on a logarithmic axis"),
+        (("{{large: 24, small: 16}}", "{{}}"), "curve: series 'SchNet' names no variant"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, tiny_data, change, message):
@@ -98,6 +102,10 @@ def test_unknown_variant_and_missing_markers(tmp_path, tiny_data):
     done = study(path, "--data", tiny_data, "--into", tmp_path / "page.md")
     assert done.exit_code == 2
     assert "<!-- study:sizes -->" in done.output
+    path = plan_file(tmp_path, PLAN.split("curve:")[0])
+    done = study(path, "--data", tiny_data, "--curve", tmp_path / "curve.png")
+    assert done.exit_code == 2
+    assert "sizes.yml has no curve" in done.output
 
 
 def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
@@ -114,6 +122,7 @@ def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
     page.write_text("before\n<!-- study:sizes -->\nold\n<!-- /study:sizes -->\nafter\n")
     args = (path, "--data", tiny_data, "--runs", tmp_path / "runs", "--into", page)
     args += ("--json", tmp_path / "s.json", "--plot", tmp_path / "s.png", "--jobs", 2)
+    args += ("--curve", tmp_path / "curve.png")
     with socket.create_server(("localhost", 0)) as taken:  # the port of a run of this process
         monkeypatch.setenv("MASTER_ADDR", "localhost")
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
@@ -142,11 +151,22 @@ def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
     assert "old" not in text
     assert markdown_of(report) in text
     assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    averages = [row["average"] for row in report["rows"]]
+    points = [[16.0, *averages[0]], [24.0, *averages[1]]]
+    assert report["curve"] == {"x": "channels", "log": True, "series": {"SchNet": points}}
     assert sorted(measured) == [0, 0, 1, 1]
     again = study(*args)
     assert again.exit_code == 0
     assert sorted(measured) == [0, 0, 1, 1]
     assert json.loads((tmp_path / "s.json").read_text())["rows"] == report["rows"]
+    assert "Not run" not in page.read_text()
+    part = study(*args, "--only", "small", "--seeds", 1)
+    assert part.exit_code == 0
+    assert "seed 0 alone" in page.read_text()
+    assert page.read_text().rstrip("\n").splitlines()[-3].endswith(" Not run: Larger.")
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert [x for x, *_ in report["curve"]["series"]["SchNet"]] == [16.0]
 
 
 def test_numbers_as_text():
@@ -167,8 +187,12 @@ def test_tables_of_the_documents_are_their_json(path):
         report = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
         assert inside == markdown_of(report), f"{path.name}: the table of {name} is not its JSON"
         plan = read_plan(ROOT / "configs" / "studies" / f"{name}.yml")
-        assert [row["variant"] for row in report["rows"]] == list(plan.variants)
-        assert (report["seeds"], report["title"]) == (plan.seeds, plan.title)
+        absent = report.get("not_run", {})
+        present = [variant for variant in plan.variants if variant not in absent]
+        assert [row["variant"] for row in report["rows"]] == present
+        assert set(absent) <= set(plan.variants)
+        assert report["title"] == plan.title
+        assert report["seeds"] <= plan.seeds
         assert plan.sample in (None, report["train_size"])
 
 

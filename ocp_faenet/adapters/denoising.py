@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ def _rows(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return pred[kept], target[kept]
 
 
-class AtomLoss(nn.Module):
+class AtomLoss(nn.Module, ABC):
     """Base: a number for each atom that has a target; the host takes their mean over ranks."""
 
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
@@ -111,9 +112,9 @@ class AtomLoss(nn.Module):
         return self.each(*_rows(pred, target))
 
     @staticmethod
+    @abstractmethod
     def each(pred: Tensor, target: Tensor) -> Tensor:
         """``(n, D)`` and ``(n, D)`` to ``(n,)``."""
-        raise NotImplementedError
 
 
 @registry.register_loss("noisy_nodes")

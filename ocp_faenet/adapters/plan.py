@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 from fairchem.core.common.utils import merge_dicts
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs
 
@@ -48,6 +48,31 @@ class Stage(Variant):
     starts_from: None = None
 
 
+class Curve(BaseModel):
+    """A picture of the error against a number that the variants differ in.
+
+    Attributes:
+        x: what that number is.
+        log: a logarithmic axis for it.
+        series: by the name of a line, its variants and where each is on the axis.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    x: str
+    log: bool = False
+    series: dict[str, dict[str, float]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Curve:
+        for name, points in self.series.items():
+            if not points:
+                raise ValueError(f"series {name!r} names no variant")
+            for variant, x in points.items():
+                if self.log and not x > 0:
+                    raise ValueError(f"{variant}: {x:g} on a logarithmic axis")
+        return self
+
+
 class StudyPlan(BaseModel):
     """What a study file holds.
 
@@ -66,6 +91,7 @@ class StudyPlan(BaseModel):
         measurements: of `ocp_faenet.adapters.measurements`, made of every checkpoint.
         stages: runs that variants may start from.
         variants: the rows.
+        curve: what ``--curve`` draws.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +108,15 @@ class StudyPlan(BaseModel):
     measurements: tuple[str, ...] = ()
     stages: dict[str, Stage] = {}
     variants: dict[str, Variant] = Field(min_length=1)
+    curve: Curve | None = None
+
+    @model_validator(mode="after")
+    def _curve_is_of_variants(self) -> StudyPlan:
+        series = {} if self.curve is None else self.curve.series
+        drawn = {variant for points in series.values() for variant in points}
+        if unknown := sorted(drawn - set(self.variants)):
+            raise ValueError(f"curve: no variant {unknown[0]!r}")
+        return self
 
 
 def read_plan(path: Path) -> StudyPlan:
@@ -103,7 +138,8 @@ def read_plan(path: Path) -> StudyPlan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{path}: {where}: {reason}") from error
 
 
 def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:

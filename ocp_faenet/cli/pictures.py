@@ -115,6 +115,32 @@ def comparison(
     save(figure, path)
 
 
+def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) -> None:
+    """Errors against a number, one line a series, bars of one standard deviation.
+
+    Args:
+        curve: ``x``, the axis's label; ``log``; ``series``, points ``[x, mean, standard
+            deviation]`` by name.
+        title: above the picture.
+        label: what the error is, with its unit.
+        path: of the PNG.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for index, (name, points) in enumerate(curve["series"].items()):
+        x, means, stds = np.array(points, dtype=float).T
+        style: dict[str, Any] = {"fmt": f"{'os^DvpX*h<'[index % 10]}-", "ms": 5, "capsize": 3}
+        axis.errorbar(x, means, stds, label=name, color=_colour(index), **style)
+    places = sorted({point[0] for points in curve["series"].values() for point in points})
+    if curve["log"]:
+        axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place:,g}" for place in places])
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.set(xlabel=curve["x"], ylabel=label, yscale="log", title=title)
+    _plain_log(axis)
+    axis.legend(frameon=False)
+    save(figure, path)
+
+
 def _plain_log(axis: Any) -> None:
     """Numbers such as 0.2 on a logarithmic y axis, not 2 x 10^-1."""
     axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

@@ -42,6 +42,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
 @click.option("--plot", type=_PATH, help="Draw errors by split and learning curves (PNG).")
+@click.option("--curve", type=_PATH, help="Draw the curve that the file describes (PNG).")
 @click.option("--budget", is_flag=True, help="Say what is left to run and its CPU time; no more.")
 @click.option(
     "--into", type=_PATH, help="Replace the study's table in this document, between its markers."
@@ -57,6 +58,7 @@ def study(
     runs: Path,
     json_path: Path | None,
     plot: Path | None,
+    curve: Path | None,
     budget: bool,
     into: Path | None,
 ) -> None:
@@ -67,11 +69,14 @@ def study(
     changed trains only what changed. FILE is explained in docs/studies.md.
     """
     try:
-        plan = shortened(read_plan(file), seeds, epochs, sample, only)
+        whole = read_plan(file)
+        plan = shortened(whole, seeds, epochs, sample, only)
         data = data or _own_data(plan)
         specs = specs_of(plan, file.parent, data)
         if unknown := sorted(set(plan.measurements) - set(MEASUREMENTS)):
             raise ValueError(f"{file}: measurements: no {unknown[0]}")
+        if curve is not None and plan.curve is None:
+            raise ValueError(f"--curve {curve}: {file} has no curve; see docs/studies.md")
         if into is not None:
             insert(into.read_text(), file.stem, "")
     except (ValueError, OSError) as error:
@@ -95,11 +100,15 @@ def study(
     ]
     stamp = {"command": f"ocp-faenet study {file}", "data": data.name, "machine": machine_class()}
     report = report_of(plan, results, measured, stamp)
+    if left := {key: each for key, each in whole.variants.items() if key not in plan.variants}:
+        report["not_run"] = {key: each.label or key for key, each in left.items()}
     click.echo(f"{plan.title}\n\n{markdown_of(report)}")
     if json_path is not None:
         write_json(json_path, report)
     if plot is not None:
         _draw(report, results, plot)
+    if curve is not None:
+        _draw_curve(report, curve)
     if into is not None:
         into.write_text(insert(into.read_text(), file.stem, markdown_of(report)))
 
@@ -156,3 +165,11 @@ def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path:
         points = [(step / per_epoch, mae) for step, mae in result["curves"][f"val/{key}"]]
         curves.setdefault(labels[result["name"]], []).append(points)
     comparison(errors, curves, path, label)
+
+
+def _draw_curve(report: Mapping[str, Any], path: Path) -> None:
+    from ocp_faenet.cli.pictures import error_curve
+
+    splits, label = list(report["split_sizes"]), next(iter(report["metrics"].values()))
+    what = f"mean {label} of {len(splits)} splits" if len(splits) > 1 else f"{splits[0]} {label}"
+    error_curve(report["curve"], report["title"], what, path)

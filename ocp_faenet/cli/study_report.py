@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ocp_faenet.adapters.plan import StudyPlan
+from ocp_faenet.adapters.plan import Curve, StudyPlan
 from ocp_faenet.cli.output import markdown_table
 from ocp_faenet.metrics.energies import mean_and_std
 
@@ -38,6 +38,7 @@ def report_of(
         rows.append({"variant": key, "label": variant.label or key, **row})
     first = results[0]["splits"]
     sizes = {split: int(first[split]["structures"]) for split in plan.splits}
+    curve = {} if plan.curve is None else {"curve": _curve(plan.curve, rows)}
     return {
         "title": plan.title,
         **stamp,
@@ -46,7 +47,19 @@ def report_of(
         "split_sizes": sizes,
         "metrics": plan.metrics,
         "rows": rows,
+        **curve,
     }
+
+
+def _curve(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``[x, mean, standard deviation]`` of the variants that were run, by line, in order of x."""
+    average = {row["variant"]: row["average"] for row in rows}
+    series = {
+        name: sorted([x, *average[key]] for key, x in points.items() if key in average)
+        for name, points in curve.series.items()
+    }
+    drawn = {name: points for name, points in series.items() if points}
+    return {"x": curve.x, "log": curve.log, "series": drawn}
 
 
 def _row(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,11 +126,13 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
     epochs = sorted({row["epochs"] for row in report["rows"]})
+    absent = report.get("not_run", {}).values()
+    more = f" Not run: {'; '.join(absent)}." if absent else ""
     return (
         f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
         f"{' or '.join(map(str, epochs))} epochs on {report['train_size']} training structures of "
         f"the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
-        f"{report['machine']}."
+        f"{report['machine']}.{more}"
     )
 
 
