@@ -17,6 +17,7 @@ VERBS = (
     "convert",
     "data",
     "demo",
+    "dense",
     "diagnose",
     "main",
     "relaxations",
