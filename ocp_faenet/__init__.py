@@ -2,8 +2,8 @@
 
 Importing this package loads nothing. Touching a public name registers the whole plugin: models
 ``faenet``, ``faenet_backbone``, ``faenet_energy_head``, ``faenet_force_head``,
-``faenet_denoising_head``, ``faenet_positions_head``, trainer ``faenet``, transforms
-``frame_averaging``, ``graph_rewiring``, ``noisy_nodes``, ``denoising`` and
+``faenet_denoising_head``, ``faenet_positions_head``, ``faenet_baseline``, trainer ``faenet``,
+transforms ``frame_averaging``, ``graph_rewiring``, ``noisy_nodes``, ``denoising`` and
 ``relaxed_positions``, losses ``noisy_nodes``, ``denoising``, ``species_cross_entropy`` and
 ``energy_conservation``. A dotted name in a configuration (``model.name: ocp_faenet.FAENet``)
 does so in any process.
@@ -15,6 +15,7 @@ import importlib
 from typing import Any
 
 __all__ = [
+    "Baseline",
     "CheckedLmdbDataset",
     "DenoisingLoss",
     "FAENet",

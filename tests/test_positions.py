@@ -45,6 +45,24 @@ def test_the_target_is_the_nearest_image(tiny_data):
         relaxed_positions(record, {"mic": True})
 
 
+def test_the_baseline_moves_nothing_and_learns_nothing(tiny_data):
+    batch = data_list_collater([relaxed_positions(record, {}) for record in records(tiny_data)])
+    model = PUBLIC["Baseline"]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    for _ in range(2):
+        out = model(batch)
+        torch.testing.assert_close(out["positions"], batch.pos, atol=0, rtol=0)
+        assert out["energy"].shape == (3, 1)
+        assert out["forces"].shape == batch.pos.shape
+        assert not out["energy"].any()
+        assert not out["forces"].any()
+        loss = (out["positions"] - batch.positions).norm() + (out["energy"] - 1).norm()
+        assert loss > 1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def heads(**options):
     torch.manual_seed(0)
     settings = {"frame_averaging": "2D", "fa_method": "all", "otf_graph": True, **options}

@@ -52,9 +52,10 @@ def test_shipped_studies_can_be_run(path, tiny_data):
     if not (tiny_data / plan.task).is_dir():
         pytest.skip(f"the tiny set has no {plan.task}")
     specs = specs_of(shortened(plan, None, None, 4, None), path.parent, tiny_data)
-    assert len(specs) == plan.seeds * len(plan.variants)
+    assert len(specs) == sum(each.seeds or plan.seeds for each in plan.variants.values())
     assert len({spec.key() for spec in specs}) == len(specs), "two variants are the same run"
-    assert set(plan.measurements) <= set(measurements.MEASUREMENTS)
+    for variant in plan.variants:
+        assert set(plan.measurements_of(variant)) <= set(measurements.MEASUREMENTS)
 
 
 def test_variants_differ_as_the_file_says(tmp_path, tiny_data):
@@ -70,6 +71,17 @@ def test_variants_differ_as_the_file_says(tmp_path, tiny_data):
     assert small["dataset"]["val"]["sample_n"] is None
 
 
+def test_a_variant_may_have_fewer_seeds_and_its_own_measurements(tmp_path, tiny_data):
+    text = PLAN.replace("title", "measurements: [mad]\ntitle")
+    text = text.replace("epochs: 1,", "epochs: 1, seeds: 1, measurements: [],")
+    plan = read_plan(plan_file(tmp_path, text))
+    specs = specs_of(plan, tmp_path, tiny_data)
+    assert [(spec.name, spec.seed) for spec in specs] == [
+        ("small", 0), ("large", 0), ("small", 1)
+    ]  # fmt: skip
+    assert (plan.measurements_of("small"), plan.measurements_of("large")) == (("mad",), ())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -82,6 +94,8 @@ def test_variants_differ_as_the_file_says(tmp_path, tiny_data):
         (("large: 24", "huge: 24"), "the file: curve: no variant 'huge'"),
         (("small: 16", "small: 0"), "curve: small: 0 on a logarithmic axis"),
         (("{{large: 24, small: 16}}", "{{}}"), "curve: series 'SchNet' names no variant"),
+        (("epochs: 1,", "epochs: 1, measurements: [weight],"), "measurements: no weight"),
+        (("epochs: 1,", "epochs: 1, seeds: 0,"), "variants.large.seeds: Input should be greater"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, tiny_data, change, message):

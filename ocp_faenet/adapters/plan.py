@@ -24,6 +24,8 @@ class Variant(BaseModel):
         config: another YAML to start from, relative to the study's file.
         epochs: another number of epochs than the study's.
         sample: another number of training structures than the study's.
+        seeds: fewer than the study's, 1 for what does not depend on them.
+        measurements: others than the study's.
         starts_from: a stage whose backbone, trained, this run starts with.
         overrides: nested dictionary laid over the study's overrides.
     """
@@ -33,6 +35,8 @@ class Variant(BaseModel):
     config: str | None = None
     epochs: int | None = Field(default=None, ge=1)
     sample: int | None = Field(default=None, ge=1)
+    seeds: int | None = Field(default=None, ge=1)
+    measurements: tuple[str, ...] | None = None
     starts_from: str | None = None
     overrides: dict[str, Any] = {}
 
@@ -46,6 +50,8 @@ class Stage(Variant):
 
     task: str | None = None
     starts_from: None = None
+    seeds: None = None
+    measurements: None = None
 
 
 class Curve(BaseModel):
@@ -118,6 +124,11 @@ class StudyPlan(BaseModel):
             raise ValueError(f"curve: no variant {unknown[0]!r}")
         return self
 
+    def measurements_of(self, variant: str) -> tuple[str, ...]:
+        """What is measured of the runs of ``variant``."""
+        own = self.variants[variant].measurements
+        return self.measurements if own is None else own
+
 
 def read_plan(path: Path) -> StudyPlan:
     """The plan in a YAML file.
@@ -165,7 +176,12 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
         if variant.starts_from is not None:
             spec = _started(spec, variant.starts_from, stages)
         specs.append(spec)
-    return [spec.with_seed(seed) for seed in range(plan.seeds) for spec in specs]
+    return [
+        spec.with_seed(seed)
+        for seed in range(plan.seeds)
+        for spec in specs
+        if seed < (plan.variants[spec.name].seeds or plan.seeds)
+    ]
 
 
 def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Path) -> RunSpec:

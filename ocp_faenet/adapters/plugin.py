@@ -5,6 +5,7 @@ from __future__ import annotations
 from fairchem.core.modules import transforms as host_transforms
 from fairchem.core.trainers import ocp_trainer as host_trainer
 
+from ocp_faenet.adapters.baseline import Baseline
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
 from ocp_faenet.adapters.denoising import (
     DenoisingLoss,
@@ -31,6 +32,7 @@ PUBLIC = {
         FAENetForceHead,
         FAENetDenoisingHead,
         FAENetPositionsHead,
+        Baseline,
         NoisyNodesLoss,
         DenoisingLoss,
         SpeciesLoss,

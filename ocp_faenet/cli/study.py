@@ -73,7 +73,8 @@ def study(
         plan = shortened(whole, seeds, epochs, sample, only)
         data = data or _own_data(plan)
         specs = specs_of(plan, file.parent, data)
-        if unknown := sorted(set(plan.measurements) - set(MEASUREMENTS)):
+        asked = {name for key in plan.variants for name in plan.measurements_of(key)}
+        if unknown := sorted(asked - set(MEASUREMENTS)):
             raise ValueError(f"{file}: measurements: no {unknown[0]}")
         if curve is not None and plan.curve is None:
             raise ValueError(f"--curve {curve}: {file} has no curve; see docs/studies.md")
@@ -90,11 +91,11 @@ def study(
     ]
     folders = [spec.folder(runs) for spec in specs]
     measured = [
-        _measure(plan.measurements, *run)
+        _measure(plan.measurements_of(run[0].name), *run)
         for run in tqdm(
             list(zip(specs, results, folders, strict=True)),
             desc="Measuring",
-            disable=not plan.measurements,
+            disable=not asked,
             file=sys.stderr,
         )
     ]
