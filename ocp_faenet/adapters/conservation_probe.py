@@ -54,6 +54,10 @@ class ProbeSettings:
     seed: int = 0
 
 
+#: Of every checkpoint of a study: a few seconds each.
+IN_STUDIES = ProbeSettings(structures=4, steps=100)
+
+
 def probe(
     checkpoint: Path,
     src: Path,
@@ -113,9 +117,9 @@ def probe(
 
 
 def conservation_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
-    """What `probe` finds on the first validation split, for a study's table."""
+    """What `probe` finds on the first validation split with `IN_STUDIES`, for a study's table."""
     src = Path(next(iter(spec.splits.values())))
-    found = probe(Path(result["checkpoint"]), src, ProbeSettings())
+    found = probe(Path(result["checkpoint"]), src, IN_STUDIES)
     return {
         "closed path (meV)": found["work"],
         "closed path (%)": found["work_share"],

@@ -18,7 +18,7 @@ Measurement = Callable[[RunSpec, Mapping[str, Any]], dict[str, float]]
 
 #: By the name that study files use. Raise the second when what it returns changes meaning.
 MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
-    "conservation": (conservation_of, 1),
+    "conservation": (conservation_of, 2),
     "symmetry": (symmetry_of, 2),
     "frames": (frames_of, 2),
     "mad": (last_layer_diversity, 1),
