@@ -256,8 +256,8 @@ def test_every_degree_reaches_as_far_as_it_says(degree, side, cutoff, seed):
     v = direction * cutoff * torch.rand(400, 1, generator=g, dtype=torch.float64) ** (1 / 3)
     v[:8] = cutoff / 3**0.5 * torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)))
     v[8:11] = cutoff * torch.eye(3)
-    coefficients = grid.coefficients(F.silu(grid.nodes() @ weight.T + bias))
-    cell, local = grid.place(v)
+    coefficients = grid.coefficients(F.silu(grid.nodes() @ weight.T + bias)).squeeze(2)
+    cell, local, _ = grid.place(v)
     assert float(local.abs().max()) <= 1 + 1e-9
     got = torch.einsum("mk,mkc->mc", grid.basis(local), coefficients[cell])
     assert float((got - F.silu(v @ weight.T + bias)).abs().max()) < 2 * TOLERANCE

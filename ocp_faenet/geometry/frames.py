@@ -138,6 +138,29 @@ def sign_patterns(planar: bool, proper: bool) -> Tensor:
     return patterns[patterns.prod(-1) > 0] if proper else patterns
 
 
+def common_signs(rotations: Tensor) -> tuple[tuple[int, int, int], ...] | None:
+    """Signs of the axes of each frame against the first, if nothing else differs.
+
+    Args:
+        rotations: ``(B, F, 3, 3)``, columns the axes.
+
+    Returns:
+        ``F`` sign patterns, the first of ones, the same for all structures and a group under
+        multiplication; ``None`` where frames differ in more than that by a single bit, where
+        there is but one, or where a gradient flows into each of them.
+    """
+    if rotations.shape[1] < 2 or rotations.requires_grad:
+        return None
+    overlap = (rotations[:, :1] * rotations).sum((0, 2))  # (F, 3)
+    signs = torch.where(overlap < 0, -1, 1)
+    if not torch.equal(rotations[:, :1] * signs.unsqueeze(1), rotations):
+        return None
+    x, y, z = signs.unbind(-1)
+    patterns = tuple(zip(x.tolist(), y.tolist(), z.tolist(), strict=True))
+    products = {(a * d, b * e, c * f) for a, b, c in patterns for d, e, f in patterns}
+    return patterns if products == set(patterns) and len(products) == len(patterns) else None
+
+
 def third_moment_signs(moments: Tensor, planar: bool, proper: bool) -> Tensor:
     """``(B, 3)`` signs that make the third moment along each axis positive.
 

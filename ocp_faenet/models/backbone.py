@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ocp_faenet.geometry.frames import common_signs
 from ocp_faenet.geometry.pairs import undirected_pairs
 from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnection
 from ocp_faenet.models.ewald import long_range
@@ -186,11 +187,15 @@ class FAENetBackbone(nn.Module):
     def _propagate(self, graph: AtomGraph, rotations: Tensor) -> tuple[list[Tensor], Tensor]:
         """Embeddings after each layer and those read out, ``(F, N, C)`` each."""
         topology = graph.topology
+        signs = common_signs(rotations)
+        frames = rotations if signs is None else rotations[:, :1]
         turned = torch.einsum(
-            "ej,efjk->fek", graph.edge_vectors, rotations[graph.batch[topology.target]]
-        )  # (F, E, 3)
+            "ej,efjk->fek", graph.edge_vectors, frames[graph.batch[topology.target]]
+        )
+        if signs is not None:
+            turned = turned * turned.new_tensor(signs).unsqueeze(1)
         distances = graph.edge_vectors.norm(dim=-1)  # (E,)
-        edges = self.edge_embedding(turned, distances).on(topology)
+        edges = self.edge_embedding(turned, distances, signs).on(topology)  # (F, E, 3)
         h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
         layers = [h]
         spaces = self.long_range.prepare(graph, rotations)

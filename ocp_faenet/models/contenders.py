@@ -53,8 +53,14 @@ def without_tag_0(graph: AtomGraph) -> AtomGraph:
 
 
 def faenet_contender(name: str, config: FAENetConfig, device: torch.device | str) -> Contender:
-    """FAENet of ``config``; building and checking the graph is timed with it."""
-    module = FAENetCore(config).to(device)
+    """FAENet of ``config``; building and checking the graph is timed with it.
+
+    Weights are drawn from one seed, whatever was drawn before: how fine the tables of `nn.cells`
+    must be depends on them, and options are compared at the same ones.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = FAENetCore(config).to(device)
 
     def energy(graph: object) -> Tensor:
         if not isinstance(graph, AtomGraph):

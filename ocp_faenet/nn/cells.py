@@ -9,6 +9,10 @@ number of channels. With ``K`` products of Chebyshev polynomials as a basis (35 
 and every linear map of ``g`` can be taken once on the coefficients of each cell instead of on each
 edge: a product over edges then has ``K`` terms instead of as many as ``g`` has channels.
 
+Frames that differ in the signs of axes see an edge in cubes that are mirror images of each other. One
+of them stands for all: its basis is evaluated once for an edge, and its coefficients are those of
+``g`` at the vector under each of the signs.
+
 The degree and the size of the cells follow from how fast the embedding varies, that is from
 ``max_c |W_c|_1``, so that the error of a channel stays below `TOLERANCE`.
 """
@@ -19,6 +23,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,6 +40,9 @@ MAX_ROWS = 32_000
 MAX_SIDE = 16
 #: Cost of a row of coefficients that is read from memory, in multiply-adds.
 ROW_COST = 32
+#: Sign patterns of the axes, and the one that changes nothing.
+Signs: TypeAlias = tuple[tuple[int, int, int], ...]
+ONE: Signs = ((1, 1, 1),)
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,14 @@ class CellGrid:
         cutoff: radius of the ball, Å.
         side: cubes along each axis of ``[-cutoff, cutoff]^3``.
         degree: total degree of the polynomials.
+        signs: ``G`` sign patterns of the axes, a group with the identity first. Of cubes that
+            they take into each other only one is a cell.
     """
 
     cutoff: float
     side: int
     degree: int
+    signs: Signs = ONE
 
     @property
     def half(self) -> float:
@@ -63,29 +74,46 @@ class CellGrid:
 
     @property
     def num_cells(self) -> int:
-        """Cubes that meet the ball."""
-        return _cells(self.side)[0].shape[0]
+        """Cubes that meet the ball, one of each set of mirror images."""
+        return _cells(self.side, self.signs)[0].shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of coefficients: ``cells K G``."""
+        return self.num_cells * self.terms * len(self.signs)
 
     def centres(self) -> Tensor:
         """``(cells, 3)``, Å, float64."""
-        return (2 * _cells(self.side)[0] + 1 - self.side) * self.half
+        return (2 * _cells(self.side, self.signs)[0] + 1 - self.side) * self.half
 
     def nodes(self) -> Tensor:
-        """``(cells, n, 3)``, Å, float64: where a function is evaluated to get `coefficients`."""
-        return self.centres()[:, None] + self.half * _unit_nodes(self.degree)
+        """``(cells, n, G, 3)``, Å, float64: where a function is evaluated for `coefficients`."""
+        nodes = self.centres()[:, None] + self.half * _unit_nodes(self.degree)
+        return nodes.unsqueeze(-2) * torch.tensor(self.signs)
 
     def coefficients(self, values: Tensor) -> Tensor:
-        """``(cells, n, C)`` values at `nodes` to ``(cells, K, C)``, differentiable."""
-        return torch.matmul(_projection(self.degree).to(values), values)
+        """``(cells, n, G, C)`` values at `nodes` to ``(cells, K, G, C)``, differentiable."""
+        found = torch.matmul(_projection(self.degree).to(values), values.flatten(2))
+        return found.unflatten(-1, values.shape[2:])
 
-    def place(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Cell ``(M,)`` of each vector ``(M, 3)``, and its place in it in half sides."""
+    def place(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each vector ``(E, 3)`` is.
+
+        Returns:
+            The cell ``(E,)``, the place in it in half sides ``(E, 3)``, and the sign pattern
+            ``(E, G)`` under which each entry of `signs` finds the vector: frame ``f`` of the
+            result sees it where ``signs[g]`` takes that place.
+        """
         scaled = vectors / self.half
         axis = ((scaled + self.side) * 0.5).floor().clamp(0, self.side - 1)  # (M, 3)
         local = scaled - (2 * axis + (1 - self.side))
         x, y, z = axis.long().unbind(-1)
-        cell = _cells(self.side)[1][(x * self.side + y) * self.side + z]
-        return cell, local
+        _, lookup, turns = _cells(self.side, self.signs)
+        cube = (x * self.side + y) * self.side + z
+        turn = turns[cube]
+        if len(self.signs) > 1:
+            local = local * torch.tensor(self.signs, dtype=local.dtype)[turn]
+        return lookup[cube], local, _products(self.signs)[turn]
 
     def basis(self, local: Tensor) -> Tensor:
         """``(M, 3)`` places within cells to ``(M, K)``."""
@@ -110,7 +138,13 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor:
 
 
 def choose_grid(
-    cutoff: float, steepness: float, messages: int, channels: int, *, kept: bool
+    cutoff: float,
+    steepness: float,
+    messages: int,
+    channels: int,
+    *,
+    kept: bool,
+    signs: Signs = ONE,
 ) -> CellGrid | None:
     """The grid that makes the products over edges cheapest, ``None`` if none saves a fifth.
 
@@ -120,21 +154,23 @@ def choose_grid(
         messages: ``M``, edges times frames.
         channels: of the directional embedding.
         kept: coefficients are kept between calls, and their cost need not be counted.
+        signs: how frames differ, see `CellGrid`.
     """
     best, least = None, math.inf
     for degree, reach in REACH.items():
         side = max(1, math.ceil(cutoff * steepness / reach))
+        if len(signs) > 1:
+            side += side % 2  # a cube in the middle is its own mirror image, and kept twice
         if side > MAX_SIDE:
             continue
-        grid = cell_grid(cutoff, side, degree)
-        rows = grid.num_cells * grid.terms
-        if rows > (MAX_ROWS if kept else messages):
+        grid = cell_grid(cutoff, side, degree, signs)
+        if grid.rows > (MAX_ROWS if kept else messages):
             continue
         # What is kept must not be made anew for every batch: one size stands for those near it.
         cost = _work(grid, 4 ** round(math.log(messages, 4)) if kept else messages)
         if not kept:
             # A training step has three products, one less with polynomials, and their table's.
-            cost = 2 / 3 * cost + 1.5 * rows * channels
+            cost = 2 / 3 * cost + 1.5 * grid.rows * channels
         if cost < least:
             best, least = grid, cost
     if best is None or (_work(best, messages) if kept else least) > 0.8 * channels * messages:
@@ -143,24 +179,38 @@ def choose_grid(
 
 
 def _work(grid: CellGrid, messages: int) -> float:
-    return float(grid.terms * (messages + ROW_COST * min(grid.num_cells, messages)))
+    matrices = min(grid.num_cells * len(grid.signs), messages)
+    return float(grid.terms * (messages + ROW_COST * matrices))
 
 
 @lru_cache(maxsize=64)
-def cell_grid(cutoff: float, side: int, degree: int) -> CellGrid:
+def cell_grid(cutoff: float, side: int, degree: int, signs: Signs = ONE) -> CellGrid:
     """One object for equal grids."""
-    return CellGrid(cutoff, side, degree)
+    return CellGrid(cutoff, side, degree, signs)
 
 
 @lru_cache(maxsize=32)
-def _cells(side: int) -> tuple[Tensor, Tensor]:
-    """Integer positions ``(cells, 3)`` of the cubes that meet the ball; cube -> cell, a lookup."""
+def _cells(side: int, signs: Signs) -> tuple[Tensor, Tensor, Tensor]:
+    """Integer positions ``(cells, 3)`` of the cubes that are cells; for each cube its cell, and
+    the number of the signs that take it there."""
     axis = torch.arange(side)
-    position = torch.cartesian_prod(axis, axis, axis).view(-1, 3).double()
-    nearest = ((2 * position + 1 - side).abs() - 1).clamp(min=0).norm(dim=-1)  # in half sides
-    inside = nearest <= side * (1 + 1e-4)
-    lookup = torch.cumsum(inside, 0) - 1
-    return position[inside], lookup.clamp(min=0)
+    position = torch.cartesian_prod(axis, axis, axis).view(-1, 3)
+    pattern = torch.tensor(signs).unsqueeze(1)  # (G, 1, 3)
+    images = torch.where(pattern > 0, position, side - 1 - position)  # (G, cubes, 3)
+    number = (images * torch.tensor([side * side, side, 1])).sum(-1)
+    standing, turn = number.max(0)
+    nearest = ((2 * position + 1 - side).abs() - 1).clamp(min=0).double().norm(dim=-1)
+    inside = (nearest <= side * (1 + 1e-4)) & (standing == number[0])  # in half sides
+    lookup = (torch.cumsum(inside, 0) - 1)[standing]
+    return position[inside].double(), lookup.clamp(min=0), turn
+
+
+@lru_cache(maxsize=16)
+def _products(signs: Signs) -> Tensor:
+    """``(G, G)``: the number of the product of two patterns."""
+    of = {pattern: number for number, pattern in enumerate(signs)}
+    rows = [[of[(a * x, b * y, c * z)] for x, y, z in signs] for a, b, c in signs]
+    return torch.tensor(rows)
 
 
 @lru_cache(maxsize=16)

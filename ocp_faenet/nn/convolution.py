@@ -68,8 +68,10 @@ class Messages:
         target: ``(M,)`` row of the result that it is added to.
         num_sources: rows of ``x``.
         num_targets: rows of the result.
-        counts: messages of each cell, in order; one number where all share one matrix.
-        radial: rows of the radial table, ``None`` without one.
+        counts: rows of features in each cell, in order; one number where all share one matrix.
+        radial: rows of the radial table for each row of features, ``None`` without one.
+        together: ``G``, messages that follow each other and share a row of features and the
+            radial term: the same edge in frames that differ in signs. ``M / G`` rows.
     """
 
     source: Tensor
@@ -79,6 +81,7 @@ class Messages:
     num_targets: int
     counts: tuple[int, ...]
     radial: Taps | None = None
+    together: int = 1
 
     @cached_property
     def pair_rows(self) -> Tensor:
@@ -92,20 +95,20 @@ class Messages:
 
     @cached_property
     def ends(self) -> Tensor:
-        """``(cells,)``: one past the last message of each cell."""
+        """``(cells,)``: one past the last row of features of each cell."""
         return torch.tensor(self.counts).cumsum(0)
 
     @cached_property
     def blocks(self) -> list[list[tuple[int, int, int]]]:
-        """Blocks of at most `BLOCK` messages, each of pieces ``(begin, end, cell)``."""
+        """Rows of features of about `BLOCK` messages, in pieces ``(begin, end, cell)``."""
         blocks: list[list[tuple[int, int, int]]] = []
-        begin, room = 0, 0
+        begin, room, most = 0, 0, max(1, BLOCK // self.together)
         for cell, count in enumerate(self.counts):
             end = begin + count
             while begin < end:
                 if room == 0:
                     blocks.append([])
-                    room = BLOCK
+                    room = most
                 stop = min(end, begin + room)
                 blocks[-1].append((begin, stop, cell))
                 room -= stop - begin
@@ -127,8 +130,8 @@ def convolve_plain(
 
     Args:
         x: ``(X, C)`` atom features that are convolved, frames laid end to end.
-        features: ``(M, K)``.
-        matrices: ``(cells, K, C)``.
+        features: ``(M / G, K)``.
+        matrices: ``(cells, K, G C)``.
         atoms: ``(A, C)``, and ``atom_rows`` ``(M, k)`` the rows that each message sums.
         radial: ``(R, C)``, rows and weights in ``messages.radial``.
         messages: where from and where to.
@@ -142,10 +145,11 @@ def convolve_plain(
     else:
         parts = zip(features.split(messages.counts), matrices.unbind(0), strict=True)
         z = torch.cat([part @ matrix for part, matrix in parts])
+    z = z.view(-1, x.shape[1])
     for column in range(atom_rows.shape[1]):
         z = z + atoms.index_select(0, atom_rows[:, column])
     if radial is not None and messages.radial is not None:
-        z = z + messages.radial.gather(radial)
+        z = z + messages.radial.gather(radial).repeat_interleave(messages.together, 0)
     filters = z if act is None else act(z)
     carried = x.index_select(0, messages.source) * filters
     return segment_sum(carried, messages.target, messages.num_targets)
@@ -170,7 +174,7 @@ class BlockedConvolution(torch.autograd.Function):
         messages: Messages,
         keep: bool,
     ) -> Tensor:
-        saved = x.new_empty(features.shape[0], x.shape[1]) if keep else None
+        saved = x.new_empty(features.shape[0], matrices.shape[-1]) if keep else None
         compiled = native.pass_for(x, atom_rows, messages.radial)
         form = blocked_forward if compiled is None else compiled.forward
         out = form(x, features, matrices, atoms, atom_rows, radial, messages, saved)
@@ -190,8 +194,11 @@ class BlockedConvolution(torch.autograd.Function):
         dradial = None if radial is None else torch.zeros_like(radial)
         dfeatures = torch.empty_like(features) if need_features else None
         dmatrices = torch.zeros_like(matrices)
-        scratch = x.new_empty(min(BLOCK, features.shape[0]), x.shape[1])
-        finish = native.pass_for(x, atom_rows, messages.radial) or BlockedBackward(x)
+        rows_a_block = max(1, BLOCK // messages.together)
+        scratch = x.new_empty(min(rows_a_block, features.shape[0]), matrices.shape[-1])
+        finish = native.pass_for(x, atom_rows, messages.radial) or BlockedBackward(
+            x, messages.together
+        )
         for block in messages.blocks:
             begin, end = block[0][0], block[-1][1]
             dz = scratch[: end - begin]
@@ -217,20 +224,25 @@ def blocked_forward(
     messages: Messages,
     saved: Tensor | None,
 ) -> Tensor:
-    """`convolve_plain` for SiLU, block by block; ``z`` goes to ``saved`` ``(M, C)`` if given."""
-    out = x.new_zeros(messages.num_targets, x.shape[1])
-    scratch = [x.new_empty(BLOCK, x.shape[1]) for _ in range(3)]
+    """`convolve_plain` for SiLU, block by block; ``z`` goes to ``saved`` ``(M / G, G C)``."""
+    channels, together = x.shape[1], messages.together
+    out = x.new_zeros(messages.num_targets, channels)
+    scratch = [x.new_empty(max(BLOCK, together), channels) for _ in range(3)]
     for block in messages.blocks:
-        b = slice(block[0][0], block[-1][1])
+        rows = slice(block[0][0], block[-1][1])
+        b = slice(rows.start * together, rows.stop * together)
         z, filters, other = (s[: b.stop - b.start] for s in scratch)
-        z = z if saved is None else saved[b]
+        z = z if saved is None else saved[rows].view(-1, channels)
+        wide = z.view(-1, matrices.shape[-1])
         for start, stop, cell in block:
-            torch.mm(features[start:stop], matrices[cell], out=z[start - b.start : stop - b.start])
+            into = wide[start - rows.start : stop - rows.start]
+            torch.mm(features[start:stop], matrices[cell], out=into)
         for column in range(atom_rows.shape[1]):
             z.add_(torch.index_select(atoms, 0, atom_rows[b, column], out=other))
         if radial is not None and messages.radial is not None:
-            rows, weights = messages.radial.rows[b], messages.radial.weights[b]
-            z.add_(F.embedding_bag(rows, radial, mode="sum", per_sample_weights=weights))
+            taps, weights = messages.radial.rows[rows], messages.radial.weights[rows]
+            sums = F.embedding_bag(taps, radial, mode="sum", per_sample_weights=weights)
+            z.view(-1, together, channels).add_(sums.unsqueeze(1))
         torch.sigmoid(z, out=filters).mul_(z)
         torch.index_select(x, 0, messages.source[b], out=other)
         out.index_add_(0, messages.target[b], filters.mul_(other))
@@ -240,8 +252,8 @@ def blocked_forward(
 class BlockedBackward:
     """Derivatives of the convolution but for its products, in PyTorch's operations."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.scratch = [x.new_empty(BLOCK, x.shape[1]) for _ in range(2)]
+    def __init__(self, x: Tensor, together: int) -> None:
+        self.scratch = [x.new_empty(max(BLOCK, together), x.shape[1]) for _ in range(2)]
 
     def backward(
         self,
@@ -257,10 +269,12 @@ class BlockedBackward:
         datoms: Tensor,
         dradial: Tensor | None,
     ) -> None:
-        """Write ``dz`` ``(n, C)``, and add to the gradients of what was gathered."""
-        b = slice(begin, end)
-        g, other = (s[: end - begin] for s in self.scratch)
+        """Write ``dz`` ``(n, G C)`` of rows ``[begin, end)``, and add to what was gathered."""
+        together, channels = messages.together, x.shape[1]
+        b = slice(begin * together, end * together)
+        g, other = (s[: b.stop - b.start] for s in self.scratch)
         source = messages.source[b]
+        z, dz = z.view(-1, channels), dz.view(-1, channels)
         torch.index_select(grad, 0, messages.target[b], out=g)
         torch.sigmoid(z, out=dz)
         torch.mul(z, dz, out=other).mul_(g)
@@ -273,9 +287,10 @@ class BlockedBackward:
         for column in range(atom_rows.shape[1]):
             datoms.index_add_(0, atom_rows[b, column], dz)
         if dradial is not None and messages.radial is not None:
-            for column in range(messages.radial.rows.shape[1]):
-                torch.mul(dz, messages.radial.weights[b, column, None], out=other)
-                dradial.index_add_(0, messages.radial.rows[b, column], other)
+            taps, sums = messages.radial, dz.view(-1, together, channels).sum(1)
+            for column in range(taps.rows.shape[1]):
+                weighted = sums * taps.weights[begin:end, column, None]
+                dradial.index_add_(0, taps.rows[begin:end, column], weighted)
 
 
 def _plain_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ocp_faenet.nn.activations import SMOOTH, Activation
 from ocp_faenet.nn.basis import GaussianSmearing
-from ocp_faenet.nn.cells import CellGrid, choose_grid
+from ocp_faenet.nn.cells import ONE, CellGrid, Signs, choose_grid
 from ocp_faenet.nn.convolution import Messages, Taps
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.kept import Kept
@@ -25,13 +25,14 @@ GRID_PER_GAUSSIAN = 20
 class Cells:
     """The directional channels of edges, as polynomials in cells of space (`nn.cells`).
 
-    Messages, one for each edge in each frame, are in the order of their cells.
+    Messages, one for each edge in each frame, are in the order of their cells. ``G`` of them that
+    follow each other share a row of the basis: an edge in frames that differ in signs.
 
     Attributes:
-        coefficients: ``(cells, K, C1)``.
-        basis: ``(M, K)``.
+        coefficients: ``(cells, K, G, C1)``.
+        basis: ``(M / G, K)``.
         order: ``(M,)`` message ``f E + e`` at each place.
-        counts: messages of each cell.
+        counts: rows of the basis in each cell.
     """
 
     coefficients: Tensor
@@ -39,10 +40,17 @@ class Cells:
     order: Tensor
     counts: tuple[int, ...]
 
+    @property
+    def together(self) -> int:
+        """``G``."""
+        return self.coefficients.shape[2]
+
     def directional(self, frames: int) -> Tensor:
         """The channels themselves, ``(F, E, C1)``."""
-        parts = zip(self.basis.split(self.counts), self.coefficients.unbind(0), strict=True)
+        matrices = self.coefficients.flatten(2).unbind(0)
+        parts = zip(self.basis.split(self.counts), matrices, strict=True)
         values = torch.cat([basis @ coefficients for basis, coefficients in parts])
+        values = values.view(-1, self.coefficients.shape[-1])
         placed = torch.empty_like(values).index_copy(0, self.order, values)
         return placed.view(frames, -1, values.shape[-1])
 
@@ -87,15 +95,17 @@ class EdgeFeatures:
 
     @property
     def factors(self) -> Tensor:
-        """``(M, K)``: what is multiplied with `projected` weights for each message."""
+        """``(M / G, K)``: what is multiplied with `projected` weights."""
         return self.directional.flatten(0, 1) if self.cells is None else self.cells.basis
 
     def projected(self, weight: Tensor, kept: Kept) -> Tensor:
-        """``(cells or 1, K, C)``: the matrices that give ``weight`` ``(C, C1)`` times ``e_ij``."""
+        """``(cells or 1, K, G C)``: matrices that give ``weight`` ``(C, C1)`` times ``e_ij``."""
         if self.cells is None:
             return weight.t().unsqueeze(0)
         coefficients = self.cells.coefficients
-        return kept.get((weight,), (coefficients,), lambda: F.linear(coefficients, weight))
+        return kept.get(
+            (weight,), (coefficients,), lambda: F.linear(coefficients, weight).flatten(2)
+        )
 
     def full(self) -> Tensor:
         """All channels, ``(F, E, C1 + C2)``."""
@@ -125,19 +135,22 @@ class EdgeFeatures:
         source, target, taps = topology.source, topology.target, self.taps
         first = torch.zeros_like(source)
         counts: tuple[int, ...] = (self.num_frames * e,)
+        together = 1
         if self.cells is not None or self.num_frames > 1:
             order = torch.arange(self.num_frames * e, device=source.device)
             if self.cells is not None:
                 order, counts = self.cells.order, self.cells.counts
+                together = self.cells.together
             edge = order % e
             first = order // e * n  # row of the first atom of the message's frame
             source, target = source[edge], target[edge]
-            taps = None if taps is None else Taps(taps.rows[edge], taps.weights[edge])
+            own = edge[::together]
+            taps = None if taps is None else Taps(taps.rows[own], taps.weights[own])
         from_first = torch.zeros_like(first) if shared else first
         return Messages(
             source + from_first, target + from_first, target + first,
             num_sources=n if shared else self.num_frames * n,
-            num_targets=self.num_frames * n, counts=counts, radial=taps,
+            num_targets=self.num_frames * n, counts=counts, radial=taps, together=together,
         )  # fmt: skip
 
 
@@ -202,11 +215,20 @@ class EdgeEmbedding(nn.Module):
         self.second = xavier_linear(num_filters, num_filters) if second_layer else None
         self.kept_radial, self.kept_cells = Kept(), Kept()
 
-    def forward(self, relative_positions: Tensor, distances: Tensor) -> EdgeFeatures:
-        """``(F, E, 3)`` vectors in each frame and their ``(E,)`` lengths, Å."""
+    def forward(
+        self, relative_positions: Tensor, distances: Tensor, signs: Signs | None = None
+    ) -> EdgeFeatures:
+        """Embeddings of edges.
+
+        Args:
+            relative_positions: ``(F, E, 3)`` in each frame, Å.
+            distances: ``(E,)`` their lengths, Å.
+            signs: of the axes of each frame against the first, where that is all that differs
+                and they form a group.
+        """
         frames = relative_positions.shape[0]
         single = self._single_precision(relative_positions, distances)
-        cells = self._in_cells(relative_positions) if single else None
+        cells = self._in_cells(relative_positions, signs or ONE) if single else None
         dense = None if cells is not None else self.act(self.directional(relative_positions))
         pays = len(distances) > self.grid_points or not torch.is_grad_enabled()
         if single and (pays or cells is not None):
@@ -244,26 +266,29 @@ class EdgeEmbedding(nn.Module):
             and float(distances.max()) <= self.cutoff * (1 + 5e-6)
         )
 
-    def _in_cells(self, relative_positions: Tensor) -> Cells | None:
+    def _in_cells(self, relative_positions: Tensor, signs: Signs) -> Cells | None:
         """The directional channels in cells of space, where that saves work."""
         weight: Tensor = self.directional.weight
-        vectors = relative_positions.flatten(0, 1)
-        if self.act is not F.silu or vectors.device.type != "cpu":
+        frames, edges = relative_positions.shape[:2]
+        if self.act is not F.silu or relative_positions.device.type != "cpu":
             return None
         grid = choose_grid(
-            self.cutoff, float(weight.detach().abs().sum(1).max()), len(vectors), weight.shape[0],
-            kept=not torch.is_grad_enabled(),
+            self.cutoff, float(weight.detach().abs().sum(1).max()), frames * edges,
+            weight.shape[0], kept=not torch.is_grad_enabled(), signs=signs,
         )  # fmt: skip
         if grid is None:
             return None
-        cell, local = grid.place(vectors)
+        seen = relative_positions[0] if len(signs) > 1 else relative_positions.flatten(0, 1)
+        cell, local, frame = grid.place(seen)
         cell, order = torch.sort(cell, stable=True)
         counts = torch.bincount(cell, minlength=grid.num_cells).tolist()
-        coefficients = self._coefficients(grid)
-        return Cells(coefficients, grid.basis(local[order]), order, tuple(counts))
+        basis = grid.basis(local[order])
+        if len(signs) > 1:
+            order = (frame[order] * edges + order.unsqueeze(-1)).flatten()
+        return Cells(self._coefficients(grid), basis, order, tuple(counts))
 
     def _coefficients(self, grid: CellGrid) -> Tensor:
-        """``(cells, K, C1)`` of ``act(W v + b)``."""
+        """``(cells, K, G, C1)`` of ``act(W v + b)``."""
         parameters = (self.directional.weight, self.directional.bias)
 
         def make() -> Tensor:

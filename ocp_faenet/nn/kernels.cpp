@@ -4,11 +4,17 @@
 //   z = M_cell^T phi + sum_a A[atom_rows] + sum_k w_k R[radial_rows]
 //   out[target] += x[source] * z * sigmoid(z)
 //
+// G messages that follow each other share features phi and radial rows: frames that differ in
+// signs, with matrices (K, G, C).
+//
 // All rows have C floats, C a multiple of LANES. Threads share the channels, so that no two of
 // them add to the same number.
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -16,6 +22,13 @@
 #else
 #define LANES 8
 #define TILE 4
+#endif
+#define UNROLL _Pragma("GCC unroll 8")
+// Loaded once, not again by each product that takes it: loads are what limits a tile otherwise.
+#if defined(__x86_64__)
+#define IN_REGISTER(v) asm("" : "+x"(v))
+#else
+#define IN_REGISTER(v) (void)v
 #endif
 #define MAX_DEGREE 8
 #define PANEL 3  // vectors of channels; TILE * PANEL sums stay in registers
@@ -32,23 +45,32 @@ static inline vec load(const float *p) {
 static inline void store(float *p, vec v) { std::memcpy(p, &v, sizeof v); }
 static inline vec all(float f) { return f - vec{}; }
 
-// exp(-z) by 2^n * polynomial, n the nearest integer; relative error 2e-7. Beyond 87 clipped.
+// The nearer of z and +-87; NaN stays NaN.
+static inline vec clipped(vec z) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(all(-87.0f), _mm512_min_ps(all(87.0f), z));
+#elif defined(__AVX__)
+    return _mm256_max_ps(all(-87.0f), _mm256_min_ps(all(87.0f), z));
+#else
+    z = z > all(87.0f) ? all(87.0f) : z;
+    return z < all(-87.0f) ? all(-87.0f) : z;
+#endif
+}
+
+// exp(-z) = 2^n exp(-r), n the integer nearest to -z / ln 2 and r = z + n ln 2, by the polynomial of
+// degree 5 that is nearest in relative error on |r| <= ln 2 / 2: 1e-7. Beyond 87 clipped.
 static inline vec exp_minus(vec z) {
-    vec x = -z;
-    x = x > all(87.0f) ? all(87.0f) : x;
-    x = x < all(-87.0f) ? all(-87.0f) : x;
+    z = clipped(z);
     const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const vec shifted = x * all(1.44269504f) + magic;
+    const vec shifted = magic - z * all(1.44269504f);
     const vec n = shifted - magic;
-    vec r = x - n * all(0.693359375f);
-    r = r - n * all(-2.12194440e-4f);
-    vec p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * r * r + r + all(1.0f);
+    const vec r = z + n * all(0.69314718f);
+    vec p = all(-0.00829029748f);
+    p = p * r + all(0.0418979674f);
+    p = p * r + all(-0.166676366f);
+    p = p * r + all(0.499991493f);
+    p = p * r + all(-0.999999707f);
+    p = p * r + all(1.0f);
     ivec bits;
     std::memcpy(&bits, &shifted, sizeof bits);
     // The low bits of `shifted` hold n in two's complement.
@@ -70,104 +92,152 @@ template <int ROWS, int NV>
 static inline void product_tile(int64_t C, int64_t K, const float *features, const float *strip,
                                 float *z) {
     vec acc[ROWS][NV];
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < NV; ++v) acc[i][v] = vec{};
+    UNROLL for (int i = 0; i < ROWS; ++i)
+        UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = vec{};
     for (int64_t k = 0; k < K; ++k, strip += NV * LANES) {
         vec row[NV];
-        for (int v = 0; v < NV; ++v) row[v] = load(strip + v * LANES);
-        for (int i = 0; i < ROWS; ++i) {
+        UNROLL for (int v = 0; v < NV; ++v) {
+            row[v] = load(strip + v * LANES);
+            IN_REGISTER(row[v]);
+        }
+        UNROLL for (int i = 0; i < ROWS; ++i) {
             const vec factor = all(features[i * K + k]);
-            for (int v = 0; v < NV; ++v) acc[i][v] += factor * row[v];
+            UNROLL for (int v = 0; v < NV; ++v) acc[i][v] += factor * row[v];
         }
     }
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < NV; ++v) store(z + i * C + v * LANES, acc[i][v]);
+    UNROLL for (int i = 0; i < ROWS; ++i)
+        UNROLL for (int v = 0; v < NV; ++v) store(z + i * C + v * LANES, acc[i][v]);
 }
 
-// The strip of the matrix is copied first: rows far apart would meet in the same cache sets.
+// Columns [c0, c1) of a matrix (K, width) in strips of PANEL vectors and then of one, read once from
+// end to end: rows far apart would meet in the same cache sets.
+static void pack(int64_t c0, int64_t c1, int64_t K, int64_t width, const float *matrix,
+                 float *packed) {
+    for (int64_t k = 0; k < K; ++k, matrix += width) {
+        int64_t c = c0;
+        for (; c + PANEL * LANES <= c1; c += PANEL * LANES)
+            std::memcpy(packed + (c - c0) * K + k * PANEL * LANES, matrix + c,
+                        PANEL * LANES * sizeof(float));
+        for (; c < c1; c += LANES)
+            std::memcpy(packed + (c - c0) * K + k * LANES, matrix + c, LANES * sizeof(float));
+    }
+}
+
+// The last tile overlaps the one before it: some rows are computed twice, none one by one.
 template <int NV>
-static inline void product_panel(int64_t n, int64_t C, int64_t K, const float *features,
-                                 const float *matrix, float *strip, float *z) {
-    for (int64_t k = 0; k < K; ++k)
-        std::memcpy(strip + k * NV * LANES, matrix + k * C, NV * LANES * sizeof(float));
-    int64_t e = 0;
-    for (; e + TILE <= n; e += TILE)
-        product_tile<TILE, NV>(C, K, features + e * K, strip, z + e * C);
-    for (; e < n; ++e) product_tile<1, NV>(C, K, features + e * K, strip, z + e * C);
+static inline void product_panel(int64_t n, int64_t stride, int64_t K, const float *features,
+                                 const float *strip, float *z) {
+    if (n >= TILE) {
+        for (int64_t e = 0; e < n; e += TILE) {
+            const int64_t first = e + TILE <= n ? e : n - TILE;
+            product_tile<TILE, NV>(stride, K, features + first * K, strip, z + first * stride);
+        }
+    } else {
+        for (int64_t e = 0; e < n; ++e)
+            product_tile<1, NV>(stride, K, features + e * K, strip, z + e * stride);
+    }
 }
 
-// n messages of one cell, channels [c0, c1).
-static void product(int64_t n, int64_t c0, int64_t c1, int64_t C, int64_t K, const float *features,
-                    const float *matrix, float *strip, float *z) {
+// n rows of features of one cell, by channels [c0, c1) of a packed matrix.
+static void product(int64_t n, int64_t c0, int64_t c1, int64_t stride, int64_t K,
+                    const float *features, const float *packed, float *z) {
     int64_t c = c0;
     for (; c + PANEL * LANES <= c1; c += PANEL * LANES)
-        product_panel<PANEL>(n, C, K, features, matrix + c, strip, z + c);
-    for (; c < c1; c += LANES) product_panel<1>(n, C, K, features, matrix + c, strip, z + c);
+        product_panel<PANEL>(n, stride, K, features, packed + (c - c0) * K, z + c);
+    for (; c < c1; c += LANES)
+        product_panel<1>(n, stride, K, features, packed + (c - c0) * K, z + c);
 }
 
-// Messages [begin, end), channels [c0, c1): what follows the product. Completes z to keep it.
+// sum_k w_k R[rows_k], channels [c0, c1).
+template <int KR>
+static inline void radial_row(int64_t c0, int64_t c1, int64_t C, const float *radial,
+                              const int64_t *rows, const float *weights, float *sum) {
+    const float *r[KR > 0 ? KR : 1];
+    vec w[KR > 0 ? KR : 1];
+    for (int k = 0; k < KR; ++k) r[k] = radial + rows[k] * C, w[k] = all(weights[k]);
+    for (int64_t c = c0; c < c1; c += LANES) {
+        vec v = vec{};
+        for (int k = 0; k < KR; ++k) v += w[k] * load(r[k] + c);
+        store(sum + c, v);
+    }
+}
+
+// Rows [begin, end) of features with G messages each, channels [c0, c1): what follows the product.
+// Completes z to keep it.
 template <int KA, int KR>
-static void gather_and_add(int64_t begin, int64_t end, int64_t c0, int64_t c1, int64_t C,
-                           const Tables &t, float *z, bool keep, float *out) {
-    for (int64_t e = begin; e < end; ++e, z += C) {
-        const float *xe = t.x + t.source[e] * C;
-        float *oe = out + t.target[e] * C;
-        const float *a[KA], *r[KR > 0 ? KR : 1];
-        float w[KR > 0 ? KR : 1];
-        for (int k = 0; k < KA; ++k) a[k] = t.atoms + t.atom_rows[e * KA + k] * C;
-        for (int k = 0; k < KR; ++k) {
-            r[k] = t.radial + t.radial_rows[e * KR + k] * C;
-            w[k] = t.radial_weights[e * KR + k];
-        }
+static void gather_and_add(int64_t begin, int64_t end, int64_t c0, int64_t c1, int64_t C, int G,
+                           const Tables &t, float *z, bool keep, float *sum, float *out) {
+    for (int64_t m = begin * G; m < end * G; ++m, z += C) {
+        if (KR > 0 && m % G == 0)
+            radial_row<KR>(c0, c1, C, t.radial, t.radial_rows + m / G * KR,
+                           t.radial_weights + m / G * KR, sum);
+        const float *xm = t.x + t.source[m] * C, *a[KA];
+        float *om = out + t.target[m] * C;
+        for (int k = 0; k < KA; ++k) a[k] = t.atoms + t.atom_rows[m * KA + k] * C;
         for (int64_t c = c0; c < c1; c += LANES) {
             vec v = load(z + c);
             for (int k = 0; k < KA; ++k) v += load(a[k] + c);
-            for (int k = 0; k < KR; ++k) v += w[k] * load(r[k] + c);
+            if (KR > 0) v += load(sum + c);
             if (keep) store(z + c, v);
-            store(oe + c, load(oe + c) + load(xe + c) * v * sigmoid(v));
+            store(om + c, load(om + c) + load(xm + c) * v * sigmoid(v));
         }
     }
 }
 
 // Channels [c0, c1) of all messages, a piece of a cell at a time.
 template <int KA, int KR>
-static void forward_channels(int64_t c0, int64_t c1, int64_t cells, const int64_t *ends, int64_t C,
-                             int64_t K, const float *features, const float *matrices,
+static void forward_channels(int64_t c0, int64_t c1, int G, int64_t cells, const int64_t *ends,
+                             int64_t C, int64_t K, const float *features, const float *matrices,
                              const Tables &t, float *saved, float *out) {
-    std::vector<float> scratch(saved ? 0 : PIECE * C), strip(PANEL * LANES * K);
+    const int64_t piece = PIECE > G ? PIECE / G : 1, width = G * C, wide = (c1 - c0) * K;
+    std::vector<float> scratch(saved ? 0 : piece * width), packed(G * wide), sum(C);
     int64_t e = 0;
-    for (int64_t cell = 0; cell < cells; ++cell, matrices += K * C) {
+    for (int64_t cell = 0; cell < cells; ++cell, matrices += K * width) {
+        if (e < ends[cell])
+            for (int g = 0; g < G; ++g)
+                pack(g * C + c0, g * C + c1, K, width, matrices, packed.data() + g * wide);
         while (e < ends[cell]) {
-            const int64_t end = e + PIECE < ends[cell] ? e + PIECE : ends[cell];
-            float *z = saved ? saved + e * C : scratch.data();
-            product(end - e, c0, c1, C, K, features + e * K, matrices, strip.data(), z);
-            gather_and_add<KA, KR>(e, end, c0, c1, C, t, z, saved != nullptr, out);
+            const int64_t end = e + piece < ends[cell] ? e + piece : ends[cell];
+            float *z = saved ? saved + e * width : scratch.data();
+            for (int g = 0; g < G; ++g)
+                product(end - e, c0, c1, width, K, features + e * K, packed.data() + g * wide,
+                        z + g * C);
+            gather_and_add<KA, KR>(e, end, c0, c1, C, G, t, z, saved != nullptr, sum.data(), out);
             e = end;
         }
     }
 }
 
+// n rows of features with G messages each; z and dz (n, G, C).
 template <int KA, int KR>
-static void backward_rows(int64_t n, int64_t C, int64_t c0, int64_t c1, const float *z,
+static void backward_rows(int64_t n, int64_t C, int G, int64_t c0, int64_t c1, const float *z,
                           const float *grad, const float *x, const Tables &g, float *dz, float *dx,
                           float *datoms, float *dradial) {
-    for (int64_t e = 0; e < n; ++e) {
-        const float *xe = x + g.source[e] * C, *ge = grad + g.target[e] * C, *ze = z + e * C;
-        float *dxe = dx + g.source[e] * C, *dze = dz + e * C;
-        float *a[KA], *r[KR > 0 ? KR : 1];
-        float w[KR > 0 ? KR : 1];
-        for (int k = 0; k < KA; ++k) a[k] = datoms + g.atom_rows[e * KA + k] * C;
-        for (int k = 0; k < KR; ++k) {
-            r[k] = dradial + g.radial_rows[e * KR + k] * C;
-            w[k] = g.radial_weights[e * KR + k];
-        }
+    std::vector<float> sum(KR > 0 ? C : 0);
+    for (int64_t m = 0; m < n * G; ++m) {
+        const float *xm = x + g.source[m] * C, *gm = grad + g.target[m] * C, *zm = z + m * C;
+        float *dxm = dx + g.source[m] * C, *dzm = dz + m * C, *a[KA];
+        for (int k = 0; k < KA; ++k) a[k] = datoms + g.atom_rows[m * KA + k] * C;
+        const bool first = m % G == 0;
         for (int64_t c = c0; c < c1; c += LANES) {
-            const vec v = load(ze + c), up = load(ge + c), s = sigmoid(v), f = v * s;
-            store(dxe + c, load(dxe + c) + up * f);
-            const vec d = up * load(xe + c) * (s + f * (all(1.0f) - s));
-            store(dze + c, d);
+            const vec v = load(zm + c), up = load(gm + c), s = sigmoid(v), f = v * s;
+            store(dxm + c, load(dxm + c) + up * f);
+            const vec d = up * load(xm + c) * (s + f * (all(1.0f) - s));
+            store(dzm + c, d);
             for (int k = 0; k < KA; ++k) store(a[k] + c, load(a[k] + c) + d);
-            for (int k = 0; k < KR; ++k) store(r[k] + c, load(r[k] + c) + w[k] * d);
+            if (KR > 0) store(sum.data() + c, first ? d : load(sum.data() + c) + d);
+        }
+        if (KR > 0 && m % G == G - 1) {
+            const int64_t e = m / G;
+            float *r[KR > 0 ? KR : 1];
+            vec w[KR > 0 ? KR : 1];
+            for (int k = 0; k < KR; ++k) {
+                r[k] = dradial + g.radial_rows[e * KR + k] * C;
+                w[k] = all(g.radial_weights[e * KR + k]);
+            }
+            for (int64_t c = c0; c < c1; c += LANES)
+                for (int k = 0; k < KR; ++k)
+                    store(r[k] + c, load(r[k] + c) + w[k] * load(sum.data() + c));
         }
     }
 }
@@ -191,7 +261,7 @@ extern "C" {
 
 int faenet_lanes() { return LANES; }
 
-void faenet_forward(int64_t C, int threads, int ka, int kr, int64_t K, int64_t cells,
+void faenet_forward(int64_t C, int threads, int ka, int kr, int G, int64_t K, int64_t cells,
                     const int64_t *ends, const float *features, const float *matrices,
                     const float *x, const float *atoms, const float *radial,
                     const int64_t *source, const int64_t *target, const int64_t *atom_rows,
@@ -203,12 +273,12 @@ void faenet_forward(int64_t C, int threads, int ka, int kr, int64_t K, int64_t c
         int64_t c0, c1;
         share(C, thread, threads, &c0, &c1);
 #define FORWARD(KA, KR) \
-    forward_channels<KA, KR>(c0, c1, cells, ends, C, K, features, matrices, t, z, out)
+    forward_channels<KA, KR>(c0, c1, G, cells, ends, C, K, features, matrices, t, z, out)
         DISPATCH(FORWARD)
     }
 }
 
-void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, const float *z,
+void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, int G, const float *z,
                      const float *grad, const float *x, const int64_t *source,
                      const int64_t *target, const int64_t *atom_rows, const int64_t *radial_rows,
                      const float *radial_weights, float *dz, float *dx, float *datoms,
@@ -219,7 +289,7 @@ void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, const fl
         int64_t c0, c1;
         share(C, t, threads, &c0, &c1);
 #define BACKWARD(KA, KR) \
-    backward_rows<KA, KR>(n, C, c0, c1, z, grad, x, g, dz, dx, datoms, dradial)
+    backward_rows<KA, KR>(n, C, G, c0, c1, z, grad, x, g, dz, dx, datoms, dradial)
         DISPATCH(BACKWARD)
     }
 }

@@ -39,9 +39,9 @@ MAX_DEGREE = 8
 #: Rows that a message may take of the tables of atoms and of radial terms.
 ATOM_ROWS, RADIAL_ROWS = (1, 2), (0, 1, 4)
 P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-FORWARD: list[Any] = [I64, INT, INT, INT, I64, I64, *[P] * 13]
+FORWARD: list[Any] = [I64, INT, INT, INT, INT, I64, I64, *[P] * 13]
 BASIS: list[Any] = [I64, INT, INT, P, P]
-BACKWARD: list[Any] = [I64, I64, INT, INT, INT, *[P] * 12]
+BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
 
 
 def pass_for(x: Tensor, atom_rows: Tensor, radial: Taps | None) -> NativePass | None:
@@ -90,10 +90,10 @@ class NativePass:
         messages: Messages,
         saved: Tensor | None,
     ) -> Tensor:
-        """The whole convolution; filters before the activation go to ``saved`` ``(M, C)``."""
+        """The whole convolution; filters before activation go to ``saved`` ``(M / G, G C)``."""
         out = x.new_zeros(messages.num_targets, x.shape[1])
         self.library.faenet_forward(
-            *self.sizes, features.shape[1], len(messages.counts), messages.ends.data_ptr(),
+            *self.sizes, messages.together, features.shape[1], len(messages.counts), messages.ends.data_ptr(),
             features.data_ptr(), matrices.data_ptr(), x.data_ptr(), atoms.data_ptr(),
             _pointer(radial), *_rows(0, atom_rows, messages), _pointer(saved), out.data_ptr(),
         )  # fmt: skip
@@ -113,9 +113,9 @@ class NativePass:
         datoms: Tensor,
         dradial: Tensor | None,
     ) -> None:
-        """Write ``dz`` ``(n, C)``, and add to the gradients of what was gathered."""
+        """Write ``dz`` ``(n, G C)`` of rows ``[begin, end)``, and add to what was gathered."""
         self.library.faenet_backward(
-            end - begin, *self.sizes, z.data_ptr(), grad.data_ptr(), x.data_ptr(),
+            end - begin, *self.sizes, messages.together, z.data_ptr(), grad.data_ptr(), x.data_ptr(),
             *_rows(begin, atom_rows, messages), dz.data_ptr(), dx.data_ptr(), datoms.data_ptr(),
             _pointer(dradial),
         )  # fmt: skip
@@ -135,12 +135,12 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
 
 
 def _rows(begin: int, atom_rows: Tensor, messages: Messages) -> tuple[int | None, ...]:
-    """Addresses of the indices from message ``begin`` on."""
-    radial = messages.radial
+    """Addresses of the indices from row ``begin`` of the features on."""
+    radial, first = messages.radial, begin * messages.together
     return (
-        messages.source.data_ptr() + 8 * begin,
-        messages.target.data_ptr() + 8 * begin,
-        atom_rows.data_ptr() + 8 * atom_rows.shape[1] * begin,
+        messages.source.data_ptr() + 8 * first,
+        messages.target.data_ptr() + 8 * first,
+        atom_rows.data_ptr() + 8 * atom_rows.shape[1] * first,
         None if radial is None else radial.rows.data_ptr() + 8 * radial.rows.shape[1] * begin,
         None if radial is None else radial.weights.data_ptr() + 4 * radial.rows.shape[1] * begin,
     )
