@@ -174,7 +174,15 @@ static void gather_and_add(int64_t begin, int64_t end, int64_t c0, int64_t c1, i
         const float *xm = t.x + t.source[m] * C, *a[KA];
         float *om = out + t.target[m] * C;
         for (int k = 0; k < KA; ++k) a[k] = t.atoms + t.atom_rows[m * KA + k] * C;
+        const int64_t next = m + 1 < end * G ? m + 1 : m;
+        const float *xn = t.x + t.source[next] * C, *on = out + t.target[next] * C, *an[KA];
+        for (int k = 0; k < KA; ++k) an[k] = t.atoms + t.atom_rows[next * KA + k] * C;
         for (int64_t c = c0; c < c1; c += LANES) {
+            if (c % 16 == 0) {
+                __builtin_prefetch(xn + c);
+                __builtin_prefetch(on + c, 1);
+                for (int k = 0; k < KA; ++k) __builtin_prefetch(an[k] + c);
+            }
             vec v = load(z + c);
             for (int k = 0; k < KA; ++k) v += load(a[k] + c);
             if (KR > 0) v += load(sum + c);
