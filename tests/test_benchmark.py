@@ -49,7 +49,7 @@ def test_work_is_counted():
 def test_convolution_counts_its_work(weights):
     """All products are seen, by polynomials in cells or (steep weights) by edges."""
     model = all_faenets(IS2RE)["FAENet, no frames"]("cpu")
-    graph = oc20_like(30, 2)
+    graph = oc20_like(45, 3)
     edges, atoms = graph.edge_index.shape[1], graph.num_atoms
     with torch.no_grad():
         steep = model.module.backbone.edge_embedding.directional.weight.mul_(weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from ocp_faenet.geometry.frames import common_signs, sign_patterns
+from ocp_faenet.models import backbone
 from ocp_faenet.models.config import FAMethod
 from ocp_faenet.models.faenet import FAENetCore
 from ocp_faenet.models.graph import AtomGraph
@@ -36,10 +39,13 @@ def form(request, monkeypatch):
     return convolve
 
 
-def problem(counts, dtype, *, taps=3, atom_rows=2, seed=0, atoms=11, channels=32, terms=5):
+def problem(
+    counts, dtype, *, taps=3, atom_rows=2, seed=0, atoms=11, channels=32, terms=5, together=1
+):
     """Inputs of a convolution; ``x`` and both tables descend from one tensor, as in the model."""
     g = torch.Generator().manual_seed(seed)
-    m = sum(counts)
+    edges = sum(counts)
+    m = edges * together
 
     def random(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
@@ -47,12 +53,14 @@ def problem(counts, dtype, *, taps=3, atom_rows=2, seed=0, atoms=11, channels=32
     def rows(n, *shape):
         return torch.randint(0, n, shape, generator=g)
 
-    h, mix, features = random(atoms, channels), random(channels, channels), random(m, terms)
-    matrices = random(len(counts), terms, channels)
-    weights = torch.rand(m, taps, generator=g, dtype=torch.float64).to(dtype)
-    radial = Taps(rows(2 * atoms, m, taps), weights) if taps else None
+    h, mix, features = random(atoms, channels), random(channels, channels), random(edges, terms)
+    matrices = random(len(counts), terms, together * channels)
+    weights = torch.rand(edges, taps, generator=g, dtype=torch.float64).to(dtype)
+    radial = Taps(rows(2 * atoms, edges, taps), weights) if taps else None
     source, target = rows(atoms, m), rows(3 * atoms, m)
-    messages = Messages(source, target % atoms, target, atoms, 3 * atoms, tuple(counts), radial)
+    messages = Messages(
+        source, target % atoms, target, atoms, 3 * atoms, tuple(counts), radial, together
+    )
     which = messages.pair_rows if atom_rows == 2 else messages.first_row
     leaves = (h, mix, features, matrices)
 
@@ -68,19 +76,23 @@ def literal(x, features, matrices, atoms, atom_rows, radial, messages, act):
     """The equation, message by message."""
     out = [torch.zeros_like(x[0]) for _ in range(messages.num_targets)]
     cells = [cell for cell, count in enumerate(messages.counts) for _ in range(count)]
-    for e, cell in enumerate(cells):
-        z = features[e] @ matrices[cell] + atoms[atom_rows[e]].sum(0)
+    every, width = messages.together, x.shape[1]
+    for m in range(len(cells) * every):
+        e, g = divmod(m, every)
+        columns = slice(g * width, (g + 1) * width)
+        z = features[e] @ matrices[cells[e]][:, columns] + atoms[atom_rows[m]].sum(0)
         if radial is not None:
             taps = messages.radial
             for k in range(taps.rows.shape[1]):
                 z = z + taps.weights[e, k] * radial[taps.rows[e, k]]
-        out[messages.target[e]] = out[messages.target[e]] + x[messages.source[e]] * act(z)
+        out[messages.target[m]] = out[messages.target[m]] + x[messages.source[m]] * act(z)
     return torch.stack(out)
 
 
 @pytest.mark.parametrize("counts", [(40,), (3, 0, 20, 1)])
-def test_plain_form_is_the_equation(counts):
-    _, run = problem(counts, torch.float64)
+@pytest.mark.parametrize("together", [1, 4])
+def test_plain_form_is_the_equation(counts, together):
+    _, run = problem(counts, torch.float64, together=together)
     torch.testing.assert_close(run(convolve_plain), run(literal), rtol=1e-12, atol=1e-12)
 
 
@@ -88,9 +100,9 @@ def test_plain_form_is_the_equation(counts):
     "counts",
     [(1,), (7,), (BLOCK,), (2 * BLOCK + 17,), (BLOCK - 1, 0, 3, 2 * BLOCK, 1), (0, 5, 4, 97, 0)],
 )
-@pytest.mark.parametrize(("taps", "atom_rows"), [(3, 2), (0, 1)])
-def test_blocks_give_the_plain_numbers_and_gradients(counts, taps, atom_rows):
-    leaves, run = problem(counts, torch.float64, taps=taps, atom_rows=atom_rows)
+@pytest.mark.parametrize(("taps", "atom_rows", "together"), [(3, 2, 1), (0, 1, 1), (3, 2, 4)])
+def test_blocks_give_the_plain_numbers_and_gradients(counts, taps, atom_rows, together):
+    leaves, run = problem(counts, torch.float64, taps=taps, atom_rows=atom_rows, together=together)
     compare(leaves[: None if taps or atom_rows == 2 else 4], run, convolve, 1e-10)
 
 
@@ -126,6 +138,16 @@ def test_compiled_pass_at_the_ends_of_the_range():
     args = (torch.ones(1, 64), torch.ones(1, 1), z[None], torch.zeros(1, 64), zero[None], None)
     out = convolve(*args, messages, F.silu)
     torch.testing.assert_close(out, F.silu(z), rtol=5e-7, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("counts", [(1,), (BLOCK + 17,), (0, 5, 4, 97, 0, 300)])
+@pytest.mark.parametrize(("taps", "together"), [(0, 2), (1, 4), (4, 4), (4, 200)])
+def test_messages_that_share_their_features(form, counts, taps, together):
+    """Frames together: more of them than a piece or block holds rows for, too."""
+    if together == 200:
+        counts = counts[:4]
+    leaves, run = problem(counts, torch.float32, taps=taps, together=together)
+    compare(leaves, run, form, 2e-5)
 
 
 def compare(leaves, run, form, tolerance):
@@ -293,6 +315,100 @@ def test_tables_are_left_where_they_would_not_be_exact():
     assert tables(relu, vectors, d) == (False, False)
 
 
+#: Groups of signs: about z, about z without mirrors, all mirrors, rotations alone.
+GROUPS = {
+    "2D": sign_patterns(planar=True, proper=False),
+    "2D, proper": sign_patterns(planar=True, proper=True),
+    "3D": sign_patterns(planar=False, proper=False),
+    "3D, proper": sign_patterns(planar=False, proper=True),
+}
+
+
+def signed_edges(group):
+    """Edges in one frame and in all that differ from it in signs; some on planes of symmetry."""
+    vectors, d = random_edges(24_000 // len(GROUPS[group]))
+    vectors[0, :600, :2] *= torch.randint(0, 2, (600, 2)) * torch.tensor([1.0, -1.0])
+    d = vectors[0].norm(dim=-1)
+    signs = tuple(tuple(row) for row in GROUPS[group].int().tolist())
+    return vectors * GROUPS[group].unsqueeze(1), d, signs
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("training", [True, False])
+def test_frames_that_differ_in_signs_share_their_basis(group, training):
+    vectors, d, signs = signed_edges(group)
+    model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
+    with torch.no_grad():
+        model.directional.bias.normal_()
+    with torch.set_grad_enabled(training):
+        features = model(vectors, d, signs)
+        assert features.cells.together == len(signs)
+        assert features.factors.shape[0] == sum(features.cells.counts) == len(d)
+        assert torch.equal(features.cells.order.sort()[0], torch.arange(len(signs) * len(d)))
+        exact = copy.deepcopy(model).double()(vectors.double(), d.double()).full()
+        error = (features.full() - exact).abs().max() / exact.abs().max()
+        assert float(error) < 4e-6
+        if training:
+            cotangent = torch.randn(exact.shape, generator=torch.Generator().manual_seed(3))
+            weights = (model.directional.weight, model.directional.bias)
+            got = torch.autograd.grad((features.full() * cotangent).sum(), weights)
+            apart = model(vectors, d).full()
+            want = torch.autograd.grad((apart * cotangent).sum(), weights)
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=5e-5 * float(b.abs().max()))
+
+
+def test_signs_are_seen_only_where_nothing_else_differs():
+    axes = torch.linalg.qr(torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    patterns = GROUPS["2D"]
+    frames = axes.unsqueeze(1) * patterns.unsqueeze(-2)
+    found = common_signs(frames)
+    assert torch.equal(torch.tensor(found), patterns.long())
+    turned = common_signs(frames[:, [2, 0, 3, 1]])  # against another first frame
+    assert turned[0] == (1, 1, 1)
+    assert set(turned) == set(found)
+    assert common_signs(frames[:, :1]) is None
+    assert common_signs(frames[:, :3]) is None  # no group
+    assert common_signs(frames[:, [0, 1, 1, 0]]) is None
+    assert common_signs(frames.clone().requires_grad_()) is None
+    one_bit = frames.clone()
+    one_bit[1, 2, 0, 0] = torch.nextafter(one_bit[1, 2, 0, 0], torch.ones(()))
+    assert common_signs(one_bit) is None
+    other = frames.clone()
+    other[1] = other[1, [0, 2, 1, 3]]  # a structure whose frames come in another order
+    assert common_signs(other) is None
+    assert common_signs(torch.full((2, 4, 3, 3), float("nan"))) is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frames_together_are_frames_apart(form, training, monkeypatch):
+    """Energies, and gradients of a training step, with the four frames together and apart."""
+    torch.manual_seed(0)
+    small = replace(with_method(IS2RE, FAMethod.ALL), num_interactions=2, hidden_channels=256)
+    model = FAENetCore(small).train(training)
+    graph = oc20_like(87, 3)
+    seen, original = [], EdgeEmbedding.forward
+    monkeypatch.setattr(
+        EdgeEmbedding, "forward", lambda *args: seen.append(original(*args)) or seen[-1]
+    )
+
+    def run():
+        with torch.set_grad_enabled(training):
+            energy = model(graph)["energy"]
+            if not training:
+                return energy, []
+            grads = torch.autograd.grad(energy.sum(), list(model.parameters()), allow_unused=True)
+        return energy, [g for g in grads if g is not None]
+
+    together = run()
+    monkeypatch.setattr(backbone, "common_signs", lambda rotations: None)
+    apart = run()
+    assert [features.cells.together for features in seen] == [4, 1]
+    torch.testing.assert_close(together[0], apart[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(together[1], apart[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()) + 1e-9)
+
+
 def test_messages_in_cells_lead_where_edges_lead():
     """Every edge in every frame is there once, with its own ends and distance."""
     n, frames = 30, 3
@@ -315,9 +431,29 @@ def test_messages_in_cells_lead_where_edges_lead():
     assert torch.equal(own.radial.rows, features.taps.rows[edge])
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_messages_of_frames_together_lead_where_edges_lead(group):
+    vectors, d, signs = signed_edges(group)
+    n, frames, e = 30, len(signs), len(d)
+    target = torch.sort(torch.arange(e) % n)[0]
+    topology = Topology(torch.arange(e) * 7 % n, target, torch.zeros(n, dtype=torch.int64), 1)
+    model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
+    with torch.no_grad():
+        features = model(vectors, d, signs)
+    own, shared = features.on(topology).laid
+    frame, edge = features.cells.order // e, features.cells.order % e
+    assert own.together == shared.together == frames
+    assert torch.equal(edge.view(-1, frames), edge[::frames, None].expand(-1, frames))
+    assert torch.equal(own.source, topology.source[edge] + n * frame)
+    assert torch.equal(own.target, target[edge] + n * frame)
+    assert torch.equal(shared.source, topology.source[edge])
+    assert torch.equal(own.radial.rows, features.taps.rows[edge[::frames]])
+
+
 @pytest.mark.parametrize("config", [with_method(IS2RE, FAMethod.ALL), with_method(S2EF, None)])
 def test_whole_model_in_single_precision(form, config):
     """Published sizes: all tables and passes together against plain double precision."""
+    # The four frames differ in signs, so the first of these takes them together.
     torch.manual_seed(0)
     model = FAENetCore(config).eval()
     graph = oc20_like(45, 2)

@@ -9,9 +9,9 @@ number of channels. With ``K`` products of Chebyshev polynomials as a basis (35 
 and every linear map of ``g`` can be taken once on the coefficients of each cell instead of on each
 edge: a product over edges then has ``K`` terms instead of as many as ``g`` has channels.
 
-Frames that differ in the signs of axes see an edge in cubes that are mirror images of each other. One
-of them stands for all: its basis is evaluated once for an edge, and its coefficients are those of
-``g`` at the vector under each of the signs.
+Frames that differ in the signs of axes see an edge in cubes that are mirror images of each other.
+One of them stands for all: its basis is evaluated once for an edge, and its coefficients are those
+of ``g`` at the vector under each of the signs.
 
 The degree and the size of the cells follow from how fast the embedding varies, that is from
 ``max_c |W_c|_1``, so that the error of a channel stays below `TOLERANCE`.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -93,8 +94,8 @@ class CellGrid:
 
     def coefficients(self, values: Tensor) -> Tensor:
         """``(cells, n, G, C)`` values at `nodes` to ``(cells, K, G, C)``, differentiable."""
-        found = torch.matmul(_projection(self.degree).to(values), values.flatten(2))
-        return found.unflatten(-1, values.shape[2:])
+        found: Tensor = torch.matmul(_projection(self.degree).to(values), values.flatten(2))
+        return found.view(*found.shape[:2], *values.shape[2:])
 
     def place(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where each vector ``(E, 3)`` is.
@@ -157,13 +158,7 @@ def choose_grid(
         signs: how frames differ, see `CellGrid`.
     """
     best, least = None, math.inf
-    for degree, reach in REACH.items():
-        side = max(1, math.ceil(cutoff * steepness / reach))
-        if len(signs) > 1:
-            side += side % 2  # a cube in the middle is its own mirror image, and kept twice
-        if side > MAX_SIDE:
-            continue
-        grid = cell_grid(cutoff, side, degree, signs)
+    for grid in _candidates(cutoff, steepness, signs):
         if grid.rows > (MAX_ROWS if kept else messages):
             continue
         # What is kept must not be made anew for every batch: one size stands for those near it.
@@ -176,6 +171,16 @@ def choose_grid(
     if best is None or (_work(best, messages) if kept else least) > 0.8 * channels * messages:
         return None
     return best
+
+
+def _candidates(cutoff: float, steepness: float, signs: Signs) -> Iterator[CellGrid]:
+    """Grids within the reach of their degrees."""
+    for degree, reach in REACH.items():
+        side = max(1, math.ceil(cutoff * steepness / reach))
+        # A cube in the middle is its own mirror image and kept for each: one more may be less.
+        more = side % 2 if len(signs) > 1 else 0
+        for cubes in range(side, min(side + more, MAX_SIDE) + 1):
+            yield cell_grid(cutoff, cubes, degree, signs)
 
 
 def _work(grid: CellGrid, messages: int) -> float:

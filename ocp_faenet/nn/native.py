@@ -1,6 +1,6 @@
 """The compiled pass of the convolution: built at first use, and done without where it cannot be.
 
-`kernels.cpp` is 150 lines of C++ without dependencies. The first convolution of a process looks
+`kernels.cpp` is 300 lines of C++ without dependencies. The first convolution of a process looks
 for its compiled form in the user's cache folder, or compiles it there in a second or two; the file
 name holds a hash of the source, the compiler and the processor. Without a compiler, with one that
 fails, or with ``OCP_FAENET_NATIVE=0`` in the environment, PyTorch's operations do the same work.
@@ -93,9 +93,10 @@ class NativePass:
         """The whole convolution; filters before activation go to ``saved`` ``(M / G, G C)``."""
         out = x.new_zeros(messages.num_targets, x.shape[1])
         self.library.faenet_forward(
-            *self.sizes, messages.together, features.shape[1], len(messages.counts), messages.ends.data_ptr(),
-            features.data_ptr(), matrices.data_ptr(), x.data_ptr(), atoms.data_ptr(),
-            _pointer(radial), *_rows(0, atom_rows, messages), _pointer(saved), out.data_ptr(),
+            *self.sizes, messages.together, features.shape[1], len(messages.counts),
+            messages.ends.data_ptr(), features.data_ptr(), matrices.data_ptr(), x.data_ptr(),
+            atoms.data_ptr(), _pointer(radial), *_rows(0, atom_rows, messages),
+            _pointer(saved), out.data_ptr(),
         )  # fmt: skip
         return out
 
@@ -115,9 +116,9 @@ class NativePass:
     ) -> None:
         """Write ``dz`` ``(n, G C)`` of rows ``[begin, end)``, and add to what was gathered."""
         self.library.faenet_backward(
-            end - begin, *self.sizes, messages.together, z.data_ptr(), grad.data_ptr(), x.data_ptr(),
-            *_rows(begin, atom_rows, messages), dz.data_ptr(), dx.data_ptr(), datoms.data_ptr(),
-            _pointer(dradial),
+            end - begin, *self.sizes, messages.together, z.data_ptr(), grad.data_ptr(),
+            x.data_ptr(), *_rows(begin, atom_rows, messages), dz.data_ptr(), dx.data_ptr(),
+            datoms.data_ptr(), _pointer(dradial),
         )  # fmt: skip
 
 
