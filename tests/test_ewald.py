@@ -30,6 +30,7 @@ from ocp_faenet.models.ewald import EwaldMessagePassing
 from ocp_faenet.models.ewald_config import EwaldConfig
 from ocp_faenet.models.symmetries import Claim, Symmetry, declared_symmetries
 from ocp_faenet.models.wave_sources import ATOM_VOLUME
+from ocp_faenet.nn import native
 from ocp_faenet.nn.ewald import KSpace, RadialFilter, WaveGroup, ewald_message
 from symmetry_cases import KINDS, cloud, framed, model, pose_errors, random_poses, structure
 
@@ -341,6 +342,37 @@ def test_waves_are_made_once_for_all_frames_and_blocks(batch, monkeypatch):
     monkeypatch.setattr(kspace, "plane_waves", counted)
     framed("3D", "all", ewald=CUTOFF, num_interactions=4)(batch)
     assert sum(structures for structures, _ in shapes) == batch.num_graphs
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("ewald", [BOX, CUTOFF, replace(BOX, num_residual=0)])
+@pytest.mark.parametrize("frames", [(1, 1), (3, 3), (3, 1)])
+@pytest.mark.parametrize("channels", [32, 64, 42])
+@torch.no_grad()
+def test_compiled_block_gives_the_same_messages(batch, ewald, frames, channels, monkeypatch):
+    """Unlike structures, embeddings of each frame or of none, channels that vectors do not fill."""
+    made = layers(replace(ewald, residual_channels=32), channels).float()
+    graph = replace(batch, positions=batch.positions.float(), cell=batch.cell.float())
+    spaces = made.prepare(graph, identities(graph).float())
+    assert len(spaces[0].groups) > 1
+    short = embeddings(graph, channels, frames[0]).float()
+    h = embeddings(graph, channels, frames[1]).float().roll(1, 1)
+    called, compiled = [], native.ewald_group
+
+    def group(*args):
+        called.append(compiled(*args))
+        return called[-1]
+
+    monkeypatch.setattr(native, "ewald_group", group)
+    found = made(0, h, short, spaces)
+    assert called == ([True] * len(spaces[0].groups) if channels % 32 == 0 else [False])
+    with native.switched_off():
+        plain = made(0, h, short, spaces)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+    with torch.enable_grad():  # training takes derivatives of the plain form
+        called.clear()
+        assert made(0, h, short, spaces).requires_grad
+        assert not called
 
 
 def test_padding_at_most_doubles_sizes():

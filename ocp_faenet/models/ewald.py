@@ -108,4 +108,5 @@ def _wave_group(waves: Waves, filters: Tensor, group: PaddedGroup) -> WaveGroup:
     at_atoms = at_atoms * group.real.unsqueeze(-1)
     if waves.damping is not None:
         at_atoms = at_atoms * waves.damping[group.atoms].unsqueeze(-1)
-    return WaveGroup(group.atoms, at_atoms, torch.cat([filters, filters], dim=1))
+    filters = torch.cat([filters, filters], dim=1)
+    return WaveGroup(group.atoms, at_atoms, filters, group.real.sum(1))

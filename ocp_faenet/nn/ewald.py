@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ocp_faenet.nn import native
 from ocp_faenet.nn.activations import Activation
 from ocp_faenet.nn.basis import GaussianSmearing
 from ocp_faenet.nn.residual import ResidualLayer
@@ -32,11 +34,19 @@ class WaveGroup:
         atoms: ``(G, n)`` the atom of each slot.
         waves: ``(G, n, 2K)`` cosines and sines at the atoms; zero in empty slots.
         filters: ``(G or 1, 2K, D)`` down-projected filters with multiplicity and scale.
+        counts: ``(G,)`` int64, atoms of each structure, in the first slots; ``None`` where that
+            is not said, and nothing compiled is used.
     """
 
     atoms: Tensor
     waves: Tensor
     filters: Tensor
+    counts: Tensor | None = None
+
+    @cached_property
+    def turned(self) -> Tensor:
+        """``waves`` as ``(G, 2K, n)``, for the structure factors of all blocks."""
+        return self.waves.mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def ewald_message(h: Tensor, space: KSpace, up: Tensor) -> Tensor:
     parts = []
     for group in space.groups:
         local = atoms_first[group.atoms].flatten(2)  # (G, n, F C)
-        factors = group.waves.mT @ local  # (G, 2K, F C), the structure factors
+        factors = group.turned @ local  # (G, 2K, F C), the structure factors
         filters = F.linear(group.filters, up).unsqueeze(-2)  # (G or 1, 2K, 1, C)
         filtered = (factors.unflatten(-1, (frames, channels)) * filters).flatten(2)
         parts.append((group.waves @ filtered).flatten(0, 1))  # (G n, F C)
@@ -126,6 +136,7 @@ class EwaldBlock(nn.Module):
         self, channels: int, down_channels: int, num_residual: int, width: int, act: Activation
     ) -> None:
         super().__init__()
+        self.act, self.width = act, width
         self.up = nn.Parameter(torch.randn(channels, down_channels) / math.sqrt(down_channels))
         self.update = nn.Sequential(
             *(ResidualLayer(channels, width, act) for _ in range(num_residual))
@@ -139,6 +150,9 @@ class EwaldBlock(nn.Module):
             short: the short-range message, ``(F or 1, N, C)``.
             spaces: one for all frames, or one for each.
         """
+        compiled = self._compiled(h, short, spaces)
+        if compiled is not None:
+            return compiled
         if len(spaces) == 1:
             message = ewald_message(h, spaces[0], self.up)
         else:
@@ -147,3 +161,21 @@ class EwaldBlock(nn.Module):
             message = torch.cat([ewald_message(one, space, self.up) for one, space in pairs])
         long: Tensor = self.update(message)
         return (short + long).mul_(math.sqrt(0.5))
+
+    def _compiled(self, h: Tensor, short: Tensor, spaces: Sequence[KSpace]) -> Tensor | None:
+        """All of it in one compiled pass in inference; ``None`` where that does not apply."""
+        plain = len(spaces) == 1 and h.device.type == "cpu" and self.act is F.silu
+        if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        weights = [
+            tensor
+            for layer in self.update
+            for linear in (layer.first, layer.second)
+            for tensor in (linear.weight, linear.bias)
+        ]
+        out = torch.empty_like(short)
+        for group in spaces[0].groups:
+            filters = F.linear(group.filters, self.up)
+            if not native.ewald_group(h, short, group, filters, weights, self.width, out):
+                return None
+        return out

@@ -257,6 +257,45 @@ static inline void share(int64_t C, int t, int T, int64_t *c0, int64_t *c1) {
     *c1 = hi < C ? hi : C;
 }
 
+// A weight (width, K) of a linear layer as `pack` leaves its transpose (K, width).
+static void pack_weight(int64_t K, int64_t width, const float *weight, float *packed) {
+    for (int64_t c = 0; c < width;) {
+        const int64_t step = c + PANEL * LANES <= width ? PANEL * LANES : LANES;
+        float *strip = packed + c * K;
+        for (int64_t j = 0; j < step; ++j)
+            for (int64_t k = 0; k < K; ++k) strip[k * step + j] = weight[(c + j) * K + k];
+        c += step;
+    }
+}
+
+// z = silu(z + bias), rows of C.
+static void bias_and_silu(int64_t n, int64_t C, const float *bias, float *z) {
+    for (int64_t e = 0; e < n; ++e, z += C)
+        for (int64_t c = 0; c < C; c += LANES) {
+            const vec v = load(z + c) + load(bias + c);
+            store(z + c, v * sigmoid(v));
+        }
+}
+
+struct Residual {
+    std::vector<float> first, second;
+    const float *first_bias, *second_bias;
+};
+
+// n rows x of C channels through layers (x + silu(W2 silu(W1 x))) / sqrt 2.
+static void residual_layers(int64_t n, int64_t C, int64_t width, const std::vector<Residual> &layers,
+                            float *x, float *inner, float *update) {
+    const vec half = all(0.70710678f);
+    for (const Residual &layer : layers) {
+        product(n, 0, width, width, C, x, layer.first.data(), inner);
+        bias_and_silu(n, width, layer.first_bias, inner);
+        product(n, 0, C, C, width, inner, layer.second.data(), update);
+        bias_and_silu(n, C, layer.second_bias, update);
+        for (int64_t i = 0; i < n * C; i += LANES)
+            store(x + i, (load(x + i) + load(update + i)) * half);
+    }
+}
+
 #define DISPATCH(CALL)                                    \
     if (ka == 1 && kr == 0) { CALL(1, 0); }               \
     else if (ka == 1 && kr == 1) { CALL(1, 1); }          \
@@ -299,6 +338,55 @@ void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, int G, c
 #define BACKWARD(KA, KR) \
     backward_rows<KA, KR>(n, C, G, c0, c1, z, grad, x, g, dz, dx, datoms, dradial)
         DISPATCH(BACKWARD)
+    }
+}
+
+// The block of ocp_faenet.nn.ewald for G structures in n slots each: sums over waves, residual
+// layers, and the sum with the short-range message. h (H, N, C) and H 1 or F; waves (G, n, K) and
+// (G, K, n); filters (G or 1, K, C); weights: for each layer W1 (width, C), b1, W2 (C, width), b2.
+void faenet_ewald(int64_t C, int threads, int64_t F, int64_t H, int64_t N, int64_t G, int64_t n,
+                  int64_t K, int shared, int layers, int64_t width, const int64_t *atoms,
+                  const int64_t *counts, const float *waves, const float *turned,
+                  const float *filters, const float *const *weights, const float *h,
+                  const float *shorts, float *out) {
+    std::vector<Residual> residual(layers);
+    for (int l = 0; l < layers; ++l, weights += 4) {
+        residual[l] = {std::vector<float>(C * width), std::vector<float>(C * width), weights[1],
+                       weights[3]};
+        pack_weight(C, width, weights[0], residual[l].first.data());
+        pack_weight(width, C, weights[2], residual[l].second.data());
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t task = 0; task < H * G; ++task) {
+        const int64_t frame = task / G, g = task % G, most = n > K ? n : K;
+        const float *own = filters + (shared ? 0 : g * K * C);
+        std::vector<float> packed(most * C), factors(K * C), x(n * C), inner(PIECE * width),
+            update(PIECE * C);
+        for (int64_t i = 0; i < n; ++i) {  // in the order of `pack`
+            const float *row = h + (frame * N + atoms[g * n + i]) * C;
+            for (int64_t c = 0; c < C;) {
+                const int64_t step = c + PANEL * LANES <= C ? PANEL * LANES : LANES;
+                std::memcpy(packed.data() + c * n + i * step, row + c, step * sizeof(float));
+                c += step;
+            }
+        }
+        product(K, 0, C, C, n, turned + g * K * n, packed.data(), factors.data());
+        for (int64_t i = 0; i < K * C; i += LANES)
+            store(factors.data() + i, load(factors.data() + i) * load(own + i));
+        pack(0, C, K, C, factors.data(), packed.data());
+        product(counts[g], 0, C, C, K, waves + g * n * K, packed.data(), x.data());
+        for (int64_t i = 0; i < counts[g]; i += PIECE) {
+            const int64_t rows = counts[g] - i < PIECE ? counts[g] - i : PIECE;
+            residual_layers(rows, C, width, residual, x.data() + i * C, inner.data(),
+                            update.data());
+        }
+        for (int64_t f = H == 1 ? 0 : frame; f < (H == 1 ? F : frame + 1); ++f)
+            for (int64_t i = 0; i < counts[g]; ++i) {
+                const int64_t row = (f * N + atoms[g * n + i]) * C;
+                for (int64_t c = 0; c < C; c += LANES)
+                    store(out + row + c, (load(shorts + row + c) + load(x.data() + i * C + c)) *
+                                             all(0.70710678f));
+            }
     }
 }
 

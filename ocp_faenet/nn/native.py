@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ocp_faenet.nn.convolution import Messages, Taps
+    from ocp_faenet.nn.ewald import WaveGroup
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 FORWARD: list[Any] = [I64, INT, INT, INT, INT, I64, I64, *[P] * 13]
 BASIS: list[Any] = [I64, INT, INT, P, P]
 BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
+
+
+EWALD: list[Any] = [I64, INT, *[I64] * 6, INT, INT, I64, *[P] * 9]
 
 
 def pass_for(x: Tensor, atom_rows: Tensor, radial: Taps | None) -> NativePass | None:
@@ -135,6 +139,50 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     return out
 
 
+def ewald_group(
+    h: Tensor,
+    short: Tensor,
+    group: WaveGroup,
+    filters: Tensor,
+    layers: Sequence[Tensor],
+    width: int,
+    out: Tensor,
+) -> bool:
+    """One group of structures of `ewald.EwaldBlock`, for SiLU and without gradients.
+
+    Args:
+        h: ``(F or 1, N, C)``.
+        short: ``(F, N, C)``, the short-range message.
+        group: its structures; each one's atoms are written.
+        filters: ``(G or 1, 2K, C)``.
+        layers: weights and biases of the residual layers in turn, four for each.
+        width: channels inside them.
+        out: ``(F, N, C)``, where the sum of both messages goes.
+
+    Returns:
+        Whether that was done; nothing is written otherwise.
+    """
+    found = None if _switched_off or h.dtype is not torch.float32 else library()
+    tensors = [h, short, group.waves, filters, *layers]
+    if found is None or group.counts is None or h.shape[0] not in (1, short.shape[0]):
+        return False
+    if any(t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors):
+        return False
+    channels, lanes = h.shape[-1], found.faenet_lanes()
+    if channels % lanes or width % lanes:
+        return False
+    h, short, filters, *layers = (t.contiguous() for t in (h, short, filters, *layers))
+    pointers = (P * max(1, len(layers)))(*(t.data_ptr() for t in layers))
+    structures, slots, waves = group.waves.shape
+    found.faenet_ewald(
+        channels, torch.get_num_threads(), short.shape[0], h.shape[0], h.shape[1], structures,
+        slots, waves, len(filters) == 1, len(layers) // 4, width, group.atoms.data_ptr(),
+        group.counts.data_ptr(), group.waves.data_ptr(), group.turned.data_ptr(),
+        filters.data_ptr(), pointers, h.data_ptr(), short.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return True
+
+
 def _rows(begin: int, atom_rows: Tensor, messages: Messages) -> tuple[int | None, ...]:
     """Addresses of the indices from row ``begin`` of the features on."""
     radial, first = messages.radial, begin * messages.together
@@ -166,6 +214,7 @@ def library() -> ctypes.CDLL | None:
 def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
+    found.faenet_ewald.argtypes, found.faenet_ewald.restype = EWALD, None
     found.faenet_basis.argtypes, found.faenet_basis.restype = BASIS, None
     found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
     return found
