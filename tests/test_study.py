@@ -49,8 +49,9 @@ def study(*args: object):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies_can_be_run(path, tiny_data):
     plan = read_plan(path)
-    if not (tiny_data / plan.task).is_dir():
-        pytest.skip(f"the tiny set has no {plan.task}")
+    folder = plan.evaluate or plan.task
+    if not (tiny_data / folder).is_dir():  # charges; dense_splits: tests/test_dense_study.py
+        pytest.skip(f"the tiny set has no {folder}")
     specs = specs_of(shortened(plan, None, None, 4, None), path.parent, tiny_data)
     assert len(specs) == sum(each.seeds or plan.seeds for each in plan.variants.values())
     assert len({spec.key() for spec in specs}) == len(specs), "two variants are the same run"
@@ -254,10 +255,10 @@ def test_a_variant_starts_from_a_trained_stage(tmp_path, tiny_data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("starts_from: before", "starts_from: after"), "no stage 'after', only before"),
+        (("starts_from: before", "starts_from: after"), "'after', only scratch, before"),
         (("{{starts_from: before, overrides: {{model: {{",
           "{{starts_from: before, overrides: {{model: {{backbone: {{num_interactions: 2}}, "),
-         "stage before has another backbone (num_interactions)"),
+         "before has another backbone (num_interactions)"),
         (("faenet_hydra", "faenet"), "both need a hydra model"),
     ],
 )  # fmt: skip

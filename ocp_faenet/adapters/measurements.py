@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ocp_faenet.adapters.conservation_probe import conservation_of
+from ocp_faenet.adapters.dense_study import dense_of, dense_references
 from ocp_faenet.adapters.depth import last_layer_diversity
 from ocp_faenet.adapters.runs import RunSpec, write_json
 from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
@@ -22,7 +23,11 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "symmetry": (symmetry_of, 2),
     "frames": (frames_of, 2),
     "mad": (last_layer_diversity, 1),
+    "dense": (dense_of, 1),
 }
+
+#: Rows that need no run, of measurements that have some: ``label``, ``splits`` and ``measured``.
+REFERENCES: dict[str, Callable[[RunSpec], list[dict[str, Any]]]] = {"dense": dense_references}
 
 
 def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -> dict[str, float]:

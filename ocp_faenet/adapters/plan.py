@@ -26,7 +26,8 @@ class Variant(BaseModel):
         sample: another number of training structures than the study's.
         seeds: fewer than the study's, 1 for what does not depend on them.
         measurements: others than the study's.
-        starts_from: a stage whose backbone, trained, this run starts with.
+        task: folder of its training LMDB below the data set, the study's where it is absent.
+        starts_from: a stage or another variant whose backbone, trained, this run starts with.
         overrides: nested dictionary laid over the study's overrides.
     """
 
@@ -37,18 +38,14 @@ class Variant(BaseModel):
     sample: int | None = Field(default=None, ge=1)
     seeds: int | None = Field(default=None, ge=1)
     measurements: tuple[str, ...] | None = None
+    task: str | None = None
     starts_from: str | None = None
     overrides: dict[str, Any] = {}
 
 
 class Stage(Variant):
-    """A run that others start from: pre-training. Trained once for each seed, in no table.
+    """A run that others start from: pre-training. Trained once for each seed, in no table."""
 
-    Attributes:
-        task: folder of its LMDBs below the data set, the study's where it is absent.
-    """
-
-    task: str | None = None
     starts_from: None = None
     seeds: None = None
     measurements: None = None
@@ -86,7 +83,9 @@ class StudyPlan(BaseModel):
         title: of table and picture.
         config: YAML of every variant that names no other, relative to the study's file.
         data: data set that the study makes for itself where ``--data`` names none.
+        prepare: what is made of the data set first: the splits of its dense set.
         task: folder of the LMDBs below the data set, ``is2re`` or ``s2ef``.
+        evaluate: folder of the splits' LMDBs below the data set, ``task`` where it is absent.
         splits: on which the final weights are evaluated, in the table's order.
         metrics: of the host's evaluator, by name, and what the table calls them; the first is
             drawn, and averaged over the splits.
@@ -104,7 +103,9 @@ class StudyPlan(BaseModel):
     title: str
     config: str
     data: Literal["charges"] | None = None
+    prepare: Literal["dense"] | None = None
     task: str = "is2re"
+    evaluate: str | None = None
     splits: tuple[str, ...] = SPLITS
     metrics: dict[str, str] = {"energy_mae": "MAE (eV)"}
     sample: int | None = Field(default=None, ge=1)
@@ -163,19 +164,22 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
 
     Raises:
         ValueError: a configuration, an LMDB or a stage that is missing; a stage with another
-            backbone than the variant that starts from it.
+            backbone than the variant that starts from it; a chain of variants.
     """
     stages = {
-        key: _spec(f"stages.{key}", stage, plan, folder, data / (stage.task or plan.task))
+        key: replace(_spec(f"stages.{key}", stage, plan, folder, data), splits={})
         for key, stage in plan.stages.items()
     }
-    stages = {key: replace(stage, splits={}) for key, stage in stages.items()}
-    specs = []
-    for key, variant in plan.variants.items():
-        spec = _spec(f"variants.{key}", variant, plan, folder, data / plan.task)
-        if variant.starts_from is not None:
-            spec = _started(spec, variant.starts_from, stages)
-        specs.append(spec)
+    variants = {
+        key: _spec(f"variants.{key}", variant, plan, folder, data)
+        for key, variant in plan.variants.items()
+    }
+    whole = {k: spec for k, spec in variants.items() if plan.variants[k].starts_from is None}
+    starts = {**whole, **stages}
+    specs = [
+        spec if (name := plan.variants[key].starts_from) is None else _started(spec, name, starts)
+        for key, spec in variants.items()
+    ]
     return [
         spec.with_seed(seed)
         for seed in range(plan.seeds)
@@ -186,8 +190,9 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
 
 def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Path) -> RunSpec:
     """The run of a variant or stage, with seed 0."""
-    source = {split: str(data / split / "data.lmdb") for split in plan.splits}
-    train = str(data / "train" / "data.lmdb")
+    held_out = data / (plan.evaluate or variant.task or plan.task)
+    source = {split: str(held_out / split / "data.lmdb") for split in plan.splits}
+    train = str(data / (variant.task or plan.task) / "train" / "data.lmdb")
     size = count_records(train)
     sample = variant.sample or plan.sample
     if sample is not None and sample > size:
@@ -208,16 +213,17 @@ def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Pat
     return replace(spec, overrides=merge_dicts(overrides, epochs)[0])
 
 
-def _started(spec: RunSpec, name: str, stages: Mapping[str, RunSpec]) -> RunSpec:
-    """``spec`` with the backbone of a stage."""
+def _started(spec: RunSpec, name: str, starts: Mapping[str, RunSpec]) -> RunSpec:
+    """``spec`` with the backbone of another run, one that starts from none itself."""
     where = f"variants.{spec.name}.starts_from"
-    if name not in stages:
-        raise ValueError(f"{where}: no stage {name!r}, only {', '.join(stages) or 'none'}")
-    models = [each.config()["model"] for each in (spec, stages[name])]
+    if name not in starts:
+        known = ", ".join(starts) or "none"
+        raise ValueError(f"{where}: no run from the beginning {name!r}, only {known}")
+    models = [each.config()["model"] for each in (spec, starts[name])]
     if not all(model["name"] == "hydra" for model in models):
         raise ValueError(f"{where}: both need a hydra model, whose backbone is taken over")
     mine, theirs = (model["backbone"] for model in models)
     differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
     if differing:
-        raise ValueError(f"{where}: stage {name} has another backbone ({', '.join(differing)})")
-    return replace(spec, starts_from=asdict(stages[name]))
+        raise ValueError(f"{where}: {name} has another backbone ({', '.join(differing)})")
+    return replace(spec, starts_from=asdict(starts[name]))

@@ -11,13 +11,14 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from ocp_faenet.adapters.measurements import MEASUREMENTS, measure
+from ocp_faenet.adapters.measurements import MEASUREMENTS, REFERENCES, measure
 from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import machine_class, write_json
 from ocp_faenet.cli.study_budget import budget_of
 from ocp_faenet.cli.study_report import insert, markdown_of, report_of
 from ocp_faenet.cli.training import run_study
+from ocp_faenet.data.dense_prepare import prepare_dense
 
 _PATH = click.Path(path_type=Path)
 
@@ -72,6 +73,8 @@ def study(
         whole = read_plan(file)
         plan = shortened(whole, seeds, epochs, sample, only)
         data = data or _own_data(plan)
+        if plan.prepare is not None:
+            prepare_dense(data)
         specs = specs_of(plan, file.parent, data)
         asked = {name for key in plan.variants for name in plan.measurements_of(key)}
         if unknown := sorted(asked - set(MEASUREMENTS)):
@@ -101,6 +104,9 @@ def study(
     ]
     stamp = {"command": f"ocp-faenet study {file}", "data": data.name, "machine": machine_class()}
     report = report_of(plan, results, measured, stamp)
+    references = [row for n in plan.measurements for row in REFERENCES.get(n, _none)(specs[0])]
+    if references:
+        report["references"] = references
     if left := {key: each for key, each in whole.variants.items() if key not in plan.variants}:
         report["not_run"] = {key: each.label or key for key, each in left.items()}
     click.echo(f"{plan.title}\n\n{markdown_of(report)}")
@@ -112,6 +118,11 @@ def study(
         _draw_curve(report, curve)
     if into is not None:
         into.write_text(insert(into.read_text(), file.stem, markdown_of(report)))
+
+
+def _none(spec: Any) -> list[dict[str, Any]]:
+    """The reference rows of a measurement that has none."""
+    return []
 
 
 def _own_data(plan: StudyPlan) -> Path:

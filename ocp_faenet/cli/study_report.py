@@ -109,7 +109,27 @@ def table_of(report: Mapping[str, Any]) -> str:
             value(row["measured"][name]) if name in row["measured"] else "-" for name in measured
         ]
         rows.append(cells)
+    rows += [
+        _reference_cells(row, splits, metrics, measured) for row in report.get("references", ())
+    ]
     return markdown_table([*header, *measured], rows)
+
+
+def _reference_cells(
+    row: Mapping[str, Any], splits: Sequence[str], metrics: Mapping[str, str], names: Sequence[str]
+) -> list[str]:
+    """A row of what was not trained: exact values, no costs."""
+    main = next(iter(metrics))
+    cells = [row["label"], "-", "-", "-"]
+    for key in metrics:
+        found = [row["splits"][split].get(key) for split in splits]
+        cells += ["-" if number is None else value((number, 0.0)) for number in found]
+    if len(splits) > 1:
+        mine = [row["splits"][split].get(main) for split in splits]
+        known = [number for number in mine if number is not None]
+        cells.append(value((sum(known) / len(known), 0.0)) if len(known) == len(mine) else "-")
+    measured = row["measured"]
+    return cells + [value((measured[n], 0.0)) if n in measured else "-" for n in names]
 
 
 def value(pair: Sequence[float]) -> str:

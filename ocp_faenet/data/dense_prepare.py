@@ -1,0 +1,54 @@
+"""The splits of an embedded set's dense part, made where a study looks for them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from ocp_faenet.data.dense_membership import (
+    Definition,
+    DenseSplit,
+    by_training,
+    members,
+    read_oc20_mapping,
+    sids_of,
+)
+from ocp_faenet.data.dense_split import (
+    FINETUNE,
+    SUMMARY,
+    DenseTables,
+    finetuning_systems,
+    plan_splits,
+    write_splits,
+)
+from ocp_faenet.data.dense_tables import read_mapping, read_ref_energies, read_targets
+
+#: Folder of the splits below a data set.
+SPLITS = "dense_splits"
+#: Of the ID systems, to fine-tune on.
+SHARE = 0.8
+
+
+def prepare_dense(data: Path) -> Path:
+    """The splits of ``data/dense`` by what occurs in ``data/is2re/train``, unless they are there.
+
+    Raises:
+        DenseTableError, LmdbError: a table or an LMDB that is missing or unreadable.
+    """
+    out = data / SPLITS
+    if (out / SUMMARY).is_file() and (out / FINETUNE / "val" / "data.lmdb").is_file():
+        return out
+    own = {n: data / "dense" / f"oc20dense_{n}.pkl" for n in ("mapping", "targets", "ref_energies")}
+    tables = DenseTables(
+        read_mapping(own["mapping"]),
+        read_targets(own["targets"]),
+        read_ref_energies(own["ref_energies"]),
+    )
+    known = read_oc20_mapping(data / "oc20_data_mapping.pkl")
+    train = members(known, sids_of(data / "is2re" / "train"))
+    lmdb = data / "dense" / "data.lmdb"
+    plan = plan_splits(sids_of(lmdb), tables, partial(by_training, train=train))
+    cut = finetuning_systems(plan.systems[DenseSplit.ID], SHARE, seed=0)
+    summary = {"definition": Definition.TRAINING.value, "overlapping": False, "finetune": cut}
+    write_splits(out, lmdb, plan, tables, cut, summary)
+    return out

@@ -1,0 +1,150 @@
+"""A study on OC20-Dense: what it prepares, trains from what, measures, and refers to (issue 7)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ocp_faenet.adapters.dense_study import TOGETHER, dense_of, dense_references, read_targets
+from ocp_faenet.adapters.plan import read_plan, specs_of
+from ocp_faenet.adapters.runs import RunSpec
+from ocp_faenet.cli import main
+from ocp_faenet.cli.study import shortened
+from ocp_faenet.cli.study_report import table_of
+from ocp_faenet.data.dense_prepare import SPLITS, prepare_dense
+from ocp_faenet.metrics.dense import success
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "configs" / "studies" / "dense.yml"
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_data, tmp_path_factory) -> Path:
+    """The tiny set with the splits of its dense part, which are not in the one that is shared."""
+    data = tmp_path_factory.mktemp("prepared") / "tiny"
+    data.mkdir()
+    for path in tiny_data.iterdir():
+        (data / path.name).symlink_to(path)
+    assert prepare_dense(data) == data / SPLITS
+    return data
+
+
+def specs(data: Path) -> dict[str, RunSpec]:
+    plan = shortened(read_plan(STUDY), 1, 1, 2, None)
+    return {spec.name: spec for spec in specs_of(plan, STUDY.parent, data)}
+
+
+def test_the_fine_tuned_run_starts_from_the_one_in_the_table(prepared):
+    """One training for both: the stage is the variant's own run. Tuned on ID systems alone."""
+    found = specs(prepared)
+    tuned, base = found["faenet_ft"], found["faenet"]
+    assert tuned.stage is not None
+    assert tuned.stage.key() == base.key()
+    assert tuned.with_seed(2).stage.key() == base.with_seed(2).key() != base.key()
+    source = tuned.config()["dataset"]["train"]["src"]
+    assert source.endswith("dense_splits/finetune/train/data.lmdb")
+    assert tuned.config()["model"]["heads"] is None  # the trained head goes on
+    summary = json.loads((prepared / SPLITS / "splits.json").read_text())
+    seen = set(read_targets(source)[1])
+    assert seen == set(summary["finetune"][0]) < set(summary["systems"]["id"])
+    for split in ("ood_ads", "ood_cat", "ood_both"):
+        assert not seen & set(read_targets(base.splits[split])[1])
+        assert base.splits[split].endswith(f"dense_splits/{split}/data.lmdb")
+
+
+def test_preparing_again_writes_nothing(prepared):
+    before = {path: path.stat().st_mtime_ns for path in (prepared / SPLITS).rglob("*.lmdb")}
+    prepare_dense(prepared)
+    assert {path: path.stat().st_mtime_ns for path in (prepared / SPLITS).rglob("*.lmdb")} == before
+
+
+def test_a_chain_of_variants_is_refused(prepared, tmp_path):
+    text = STUDY.read_text().replace("../oc20", str(ROOT / "configs" / "oc20"))
+    path = tmp_path / "dense.yml"
+    path.write_text(text + "  more: {starts_from: faenet_ft}\n")
+    with pytest.raises(ValueError, match="no run from the beginning 'faenet_ft', only schnet"):
+        specs_of(shortened(read_plan(path), 1, 1, 2, None), tmp_path, prepared)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory) -> tuple[RunSpec, dict, dict[str, float]]:
+    """A run's folder with random predictions, its spec, result, and the predictions by sid."""
+    folder = tmp_path_factory.mktemp("run")
+    spec = specs(prepared)["faenet"]
+    rng = np.random.default_rng(0)
+    every = {}
+    for split, src in spec.splits.items():
+        places, targets = read_targets(src)
+        energy = {
+            sid: targets[system][config] + 0.1 * rng.normal()
+            for sid, (system, config) in places.items()
+        }
+        np.savez(
+            folder / f"predictions_{split}.npz",
+            ids=np.array(list(energy)),
+            energy=np.array(list(energy.values())),
+        )
+        every |= energy
+    return spec, {"checkpoint": str(folder / "checkpoints" / "run" / "checkpoint.pt")}, every
+
+
+def test_the_measurement_says_what_evaluate_says(prepared, finished, tmp_path):
+    spec, result, every = finished
+    found = dense_of(spec, result)
+    ids, energy = np.array(list(every)), np.array(list(every.values()))
+    np.savez(tmp_path / "p.npz", ids=ids, energy=energy)
+    own = prepared / "dense" / "oc20dense_"
+    args = ["--predictions", tmp_path / "p.npz", "--targets", f"{own}targets.pkl"]
+    args += ["--mapping", f"{own}mapping.pkl", "--splits", prepared / SPLITS]
+    args += ["--json", tmp_path / "r.json"]
+    done = CliRunner().invoke(main, ["dense", "evaluate", *map(str, args)])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "r.json").read_text())["splits"]
+    for split in spec.splits:
+        rate = report[split]["scores"]["success_proxy"]["value"]
+        assert found[f"{split} SR (proxy) %"] == pytest.approx(100 * rate)
+        share = report[split]["scores"]["found@1"]["value"]
+        assert found[f"{split} minimum found %"] == pytest.approx(100 * share)
+    for key, heading, factor in TOGETHER:
+        value = report["overall"]["scores"][key]["value"]
+        assert found[heading] == pytest.approx(factor * value)
+
+
+def test_reference_rows(finished):
+    spec, result, _ = finished
+    perfect, chance = dense_references(spec)
+    targets = read_targets(spec.splits["ood_cat"])[1]
+    shares = [
+        np.mean([success(energy, min(own.values()))[0] for energy in own.values()])
+        for own in targets.values()
+    ]
+    assert perfect["measured"]["ood_cat SR (proxy) %"] == 100.0
+    assert perfect["splits"]["id"] == {"energy_mae": 0.0}
+    assert chance["measured"]["ood_cat SR (proxy) %"] == pytest.approx(100 * np.mean(shares))
+    assert 0 < np.mean(shares) < 1
+    row = {
+        "label": "ours", "parameters": 10, "train_rate": (1.0, 0.0), "eval_rate": (1.0, 0.0),
+        "splits": {split: {"energy_mae": (0.5, 0.1)} for split in spec.splits},
+        "average": (0.5, 0.1), "measured": {k: (v, 0.0) for k, v in dense_of(spec, result).items()},
+    }  # fmt: skip
+    report = {
+        "split_sizes": dict.fromkeys(spec.splits, 1), "metrics": {"energy_mae": "MAE (eV)"},
+        "rows": [row], "references": [perfect, chance],
+    }  # fmt: skip
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(report).splitlines()
+    ]
+    assert {len(line) for line in lines} == {len(lines[0])}
+    column = lines[0].index("ood_cat SR (proxy) %")
+    assert [line[0] for line in lines[2:]] == ["ours", "perfect oracle", "random choice"]
+    assert lines[3][column] == "100.0"
+    assert lines[4][column] == f"{100 * np.mean(shares):.1f}"
+
+
+def test_a_split_of_something_else_is_refused(tiny_data):
+    with pytest.raises(ValueError, match="record 0 has no system_id; split with: ocp-faenet dense"):
+        read_targets(str(tiny_data / "is2re" / "val_id" / "data.lmdb"))
