@@ -16,7 +16,7 @@ from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli import main
 from ocp_faenet.cli.study import shortened
-from ocp_faenet.cli.study_report import insert, markdown_of, value
+from ocp_faenet.cli.study_report import insert, markdown_of, report_of, value
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yml"))
@@ -182,6 +182,22 @@ def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
     assert page.read_text().rstrip("\n").splitlines()[-3].endswith(" Not run: Larger.")
     report = json.loads((tmp_path / "s.json").read_text())
     assert [x for x, *_ in report["curve"]["series"]["SchNet"]] == [16.0]
+
+
+def test_the_sentence_says_which_rows_have_fewer_seeds(tmp_path, tiny_data):
+    text = PLAN.replace("epochs: 1,", "epochs: 1, seeds: 1,")
+    plan = read_plan(plan_file(tmp_path, text))
+    splits = {
+        split: {"energy_mae": 0.5, "structures": 4, "samples_per_cpu_second": 9.0}
+        for split in plan.splits
+    }
+    run = {"parameters": 7, "epochs": 2, "train_size": 12, "splits": splits}
+    run["training"] = {"cpu_seconds": 6.0, "samples_per_cpu_second": 4.0}
+    results = [{**run, "name": name} for name in ("small", "large", "small")]
+    stamp = {"command": "study", "data": "tiny", "machine": "a machine"}
+    report = report_of(plan, results, [{}, {}, {}], stamp)
+    assert [row.get("seeds") for row in report["rows"]] == [None, 1]
+    assert "seeds 0 to 1 (Larger: 1), weights" in markdown_of(report)
 
 
 def test_numbers_as_text():
