@@ -147,14 +147,14 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     """Where the numbers come from, in one paragraph."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
-    fewer = "".join(
-        f" ({row['label']}: {row['seeds']})" for row in report["rows"] if "seeds" in row
-    )
+    for row in report["rows"]:
+        if "seeds" in row:
+            seeds += f" ({row['label']}: {row['seeds']})"
     epochs = sorted({row["epochs"] for row in report["rows"]})
     absent = report.get("not_run", {}).values()
     more = f" Not run: {'; '.join(absent)}." if absent else ""
     return (
-        f"`{report['command']}`: mean ± standard deviation, {seeds}{fewer}, weights after the last of "
+        f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
         f"{' or '.join(map(str, epochs))} epochs on {report['train_size']} training structures of "
         f"the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
         f"{report['machine']}.{more}"
