@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
+from ase.build import fcc111
 
 #: What fairchem's `dense_eval.py` (with and without ``--ml-success``) printed for `adsorbml_case`
 #: by seed: success in % and the speed-ups by SCF and ionic steps for k = 1 to 5, the shares "much
@@ -119,3 +121,38 @@ def slow_success(candidates: dict, best: float) -> float:
     predicted, reference = candidates[winner]
     valid = -0.1 <= predicted - reference <= 0.1
     return 1.0 if valid and predicted <= best + 0.1 else 0.0
+
+
+def anomaly_case(seed: int) -> tuple[Atoms, Atoms, Atoms]:
+    """CO on Cu(111) before and after a made relaxation, and the clean slab; tags are set.
+
+    Even seeds move the adsorbate, odd ones a surface atom, by growing amounts; every fifth pushes
+    the adsorbate into the slab.
+    """
+    rng = np.random.default_rng(seed)
+    slab = fcc111("Cu", (2, 2, 3), vacuum=7.0)
+    slab.set_tags([0] * 8 + [1] * 4)
+    slab.pbc = True
+    top = slab.positions[-1]
+    molecule = Atoms("CO", [top + np.array([0, 0, 1.8]), top + np.array([0, 0, 2.95])], tags=[2, 2])
+    before = slab + molecule
+    after = before.copy()
+    amount = 0.25 * (seed % 16)
+    if seed % 5 == 4:
+        after.positions[-2:] += [1.2, 0.7, -0.4 * (seed % 16)]
+    elif seed % 2 == 0:
+        after.positions[-2] += amount * np.array([0, 0, 1.0]) * (seed % 4 == 0)
+        after.positions[-1] += amount * np.abs(rng.normal(size=3))
+    else:
+        after.positions[8 + seed % 4] += amount * rng.normal(size=3)
+    after.positions = after.positions.round(3)
+    return before, after, slab
+
+
+#: What fairchem's `DetectTrajAnomaly` said of `anomaly_case`, seeds 0 to 47:
+#: desorbed, intercalated, dissociated (d, i, x), surface changed (s), nothing for the rest.
+ANOMALIES: dict[int, str] = {
+    6: "x", 8: "dx", 9: "i", 10: "x", 11: "s", 12: "dx", 13: "s", 14: "i", 21: "s",
+    22: "x", 24: "i", 26: "x", 27: "s", 28: "d", 29: "i", 30: "x", 31: "s", 37: "s",
+    38: "x", 39: "i", 40: "dx", 42: "x", 43: "s", 44: "i", 46: "x", 47: "s",
+}  # fmt: skip

@@ -33,18 +33,23 @@ def prepared(tiny_data, tmp_path_factory) -> Path:
     return data
 
 
-def specs(data: Path) -> dict[str, RunSpec]:
-    plan = shortened(read_plan(STUDY), 1, 1, 2, None)
-    return {spec.name: spec for spec in specs_of(plan, STUDY.parent, data)}
+def specs(data: Path, folder: Path = STUDY.parent) -> dict[str, RunSpec]:
+    plan = shortened(read_plan(folder / "dense.yml"), 1, 1, 2, None)
+    return {spec.name: spec for spec in specs_of(plan, folder, data)}
 
 
-def test_the_fine_tuned_run_starts_from_the_one_in_the_table(prepared):
-    """One training for both: the stage is the variant's own run. Tuned on ID systems alone."""
+def changed(folder: Path, *change: str) -> Path:
+    """A folder with another form of the shipped study."""
+    text = STUDY.read_text().replace("../oc20", str(ROOT / "configs" / "oc20"))
+    (folder / "dense.yml").write_text(text.replace(*change))
+    return folder
+
+
+def test_the_fine_tuned_run_sees_id_systems_alone(prepared, tmp_path):
     found = specs(prepared)
-    tuned, base = found["faenet_ft"], found["faenet"]
+    tuned = found["faenet_ft"]
     assert tuned.stage is not None
-    assert tuned.stage.key() == base.key()
-    assert tuned.with_seed(2).stage.key() == base.with_seed(2).key() != base.key()
+    assert "is2re/train" in tuned.stage.config()["dataset"]["train"]["src"]
     source = tuned.config()["dataset"]["train"]["src"]
     assert source.endswith("dense_splits/finetune/train/data.lmdb")
     assert tuned.config()["model"]["heads"] is None  # the trained head goes on
@@ -52,22 +57,29 @@ def test_the_fine_tuned_run_starts_from_the_one_in_the_table(prepared):
     seen = set(read_targets(source)[1])
     assert seen == set(summary["finetune"][0]) < set(summary["systems"]["id"])
     for split in ("ood_ads", "ood_cat", "ood_both"):
-        assert not seen & set(read_targets(base.splits[split])[1])
-        assert base.splits[split].endswith(f"dense_splits/{split}/data.lmdb")
+        assert not seen & set(read_targets(tuned.splits[split])[1])
+        assert tuned.splits[split].endswith(f"dense_splits/{split}/data.lmdb")
+
+
+def test_a_variant_may_start_from_another(prepared, tmp_path):
+    """One training for both: the stage is the variant's own run."""
+    text = "starts_from: pretraining", "starts_from: faenet_noisy"
+    found = specs(prepared, changed(tmp_path, *text))
+    tuned, base = found["faenet_ft"], found["faenet_noisy"]
+    assert tuned.stage.key() == base.key()
+    assert tuned.with_seed(2).stage.key() == base.with_seed(2).key() != base.key()
+
+
+def test_a_chain_of_variants_is_refused(prepared, tmp_path):
+    text = "faenet_noisy:\n", "faenet_noisy:\n    starts_from: faenet_ft\n"
+    with pytest.raises(ValueError, match="'faenet_ft', only schnet, dimenet, faenet, pretraining"):
+        specs(prepared, changed(tmp_path, *text))
 
 
 def test_preparing_again_writes_nothing(prepared):
     before = {path: path.stat().st_mtime_ns for path in (prepared / SPLITS).rglob("*.lmdb")}
     prepare_dense(prepared)
     assert {path: path.stat().st_mtime_ns for path in (prepared / SPLITS).rglob("*.lmdb")} == before
-
-
-def test_a_chain_of_variants_is_refused(prepared, tmp_path):
-    text = STUDY.read_text().replace("../oc20", str(ROOT / "configs" / "oc20"))
-    path = tmp_path / "dense.yml"
-    path.write_text(text + "  more: {starts_from: faenet_ft}\n")
-    with pytest.raises(ValueError, match="no run from the beginning 'faenet_ft', only schnet"):
-        specs_of(shortened(read_plan(path), 1, 1, 2, None), tmp_path, prepared)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +139,7 @@ def test_reference_rows(finished):
     assert chance["measured"]["ood_cat SR (proxy) %"] == pytest.approx(100 * np.mean(shares))
     assert 0 < np.mean(shares) < 1
     row = {
-        "label": "ours", "parameters": 10, "train_rate": (1.0, 0.0), "eval_rate": (1.0, 0.0),
+        "label": "ours", "parameters": 10, "train_rate": None, "eval_rate": (1.0, 0.0),
         "splits": {split: {"energy_mae": (0.5, 0.1)} for split in spec.splits},
         "average": (0.5, 0.1), "measured": {k: (v, 0.0) for k, v in dense_of(spec, result).items()},
     }  # fmt: skip

@@ -10,6 +10,9 @@ import click
 from tqdm import tqdm
 
 from ocp_faenet.cli.dense_evaluate import evaluate
+from ocp_faenet.cli.dense_export import export, oracle
+from ocp_faenet.cli.dense_plot import plot
+from ocp_faenet.cli.dense_predict import predict
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data import dense_split as splits
@@ -43,7 +46,8 @@ def dense() -> None:
     """
 
 
-dense.add_command(evaluate)
+for _command in (evaluate, export, oracle, plot, predict):
+    dense.add_command(_command)
 
 
 @dense.command()

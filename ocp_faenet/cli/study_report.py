@@ -85,12 +85,18 @@ def _row(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "parameters": results[0]["parameters"],
         "epochs": results[0]["epochs"],
-        "cpu_minutes": mean_and_std([entry["cpu_seconds"] / 60 for entry in training]),
-        "train_rate": mean_and_std([entry["samples_per_cpu_second"] for entry in training]),
+        "cpu_minutes": _timed([entry.get("cpu_seconds") for entry in training], 1 / 60),
+        "train_rate": _timed([entry.get("samples_per_cpu_second") for entry in training]),
         "eval_rate": mean_and_std([sum(rates) / len(rates) for rates in evaluation]),
         "splits": scores,
         "average": mean_and_std(averages),
     }
+
+
+def _timed(values: Sequence[float | None], factor: float = 1.0) -> Pair | None:
+    """Mean and deviation of times; ``None`` if a run was trained before its CPU time was kept."""
+    known = [factor * each for each in values if each is not None]
+    return mean_and_std(known) if len(known) == len(values) else None
 
 
 def table_of(report: Mapping[str, Any]) -> str:
@@ -104,7 +110,10 @@ def table_of(report: Mapping[str, Any]) -> str:
     rows = []
     for row in report["rows"]:
         cells = [row["label"], f"{row['parameters']:,}"]
-        cells += [f"{row[rate][0]:.0f}" for rate in ("train_rate", "eval_rate")]
+        cells += [
+            "-" if row[rate] is None else f"{row[rate][0]:.0f}"
+            for rate in ("train_rate", "eval_rate")
+        ]
         cells += [value(row["splits"][split][key]) for key in metrics for split in splits]
         cells += [value(row["average"])] if len(splits) > 1 else []
         cells += [

@@ -1,0 +1,191 @@
+"""Saving the reference's steps: export, oracle, anomalies, pictures (issue 7, points 4, 7, 8)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dense_cases import ANOMALIES, anomaly_case
+from ocp_faenet.cli import main
+from ocp_faenet.data.adsorbml_anomalies import Anomaly, anomalies
+from ocp_faenet.data.dense_oracle import adsorption_energy, relax_from
+from ocp_faenet.data.dense_prepare import prepare_dense
+from ocp_faenet.data.reader import open_lmdb
+from ocp_faenet.data.schema import array_of
+from ocp_faenet.data.unpickle import restricted_loads
+
+INITIALS = {
+    Anomaly.DESORBED: "d",
+    Anomaly.INTERCALATED: "i",
+    Anomaly.DISSOCIATED: "x",
+    Anomaly.SURFACE_CHANGED: "s",
+}
+
+
+def test_anomalies_are_those_of_fairchems_detector():
+    assert set("dixs") == set("".join(ANOMALIES.values()))
+    for seed in range(48):
+        before, after, clean = anomaly_case(seed)
+        found = anomalies(before, after, before.get_tags(), clean)
+        assert {INITIALS[each] for each in found} == set(ANOMALIES.get(seed, "")), seed
+    with pytest.raises(ValueError, match="of the adsorbate"):
+        anomalies(before, after, np.ones(len(before), int))
+    with pytest.raises(ValueError, match="13 after"):
+        anomalies(before, after[:-1], before.get_tags())
+
+
+@pytest.fixture(scope="module")
+def split(tiny_data, tmp_path_factory) -> Path:
+    """LMDB of the tiny set's dense ID split, in a folder with predictions and relaxed positions.
+
+    `p.npz`: the true energies; `r.npz`: where the oracle itself relaxes to.
+    """
+    data = tmp_path_factory.mktemp("prepared") / "tiny"
+    data.mkdir()
+    for path in tiny_data.iterdir():
+        (data / path.name).symlink_to(path)
+    folder = prepare_dense(data) / "id"
+    with open_lmdb(folder / "data.lmdb") as records:
+        every = list(records)
+    ids = np.array([str(record["sid"]) for record in every])
+    np.savez(folder / "p.npz", ids=ids, energy=np.array([r["y_relaxed"] for r in every]))
+    ends = [relax_from(record, array_of(record["pos"])) for record in every]
+    sizes = np.cumsum([len(end.positions) for end in ends])[:-1]
+    pos = np.concatenate([end.positions for end in ends])
+    np.savez(folder / "r.npz", ids=ids, pos=pos, chunk_idx=sizes)
+    return folder
+
+
+def command(verb: str, split: Path, *more: object):
+    given = ["--predictions", split / "p.npz", "--data", split / "data.lmdb", *more]
+    return CliRunner().invoke(main, ["dense", verb, *map(str, given)])
+
+
+def test_the_oracle_repeats_the_data(tiny_data, split):
+    """Energies and numbers of steps are those of the tables, whoever computed them."""
+    compute = restricted_loads((tiny_data / "dense" / "oc20dense_compute.pkl").read_bytes())
+    with open_lmdb(split / "data.lmdb") as records:
+        for record in records:
+            done = relax_from(record, array_of(record["pos"]))
+            assert done.converged
+            assert done.energy == pytest.approx(record["y_relaxed"], abs=1e-5)
+            steps = compute[record["system_id"]][record["config_id"]]["ionic"]
+            assert done.calls == steps
+            assert adsorption_energy(record, done.positions) == pytest.approx(done.energy)
+            assert adsorption_energy(record, array_of(record["pos"])) >= done.energy - 1e-6
+
+
+def test_steps_and_minima_by_k(tiny_data, split, tmp_path):
+    compute = restricted_loads((tiny_data / "dense" / "oc20dense_compute.pkl").read_bytes())
+    with open_lmdb(split / "data.lmdb") as records:
+        place = [(r["system_id"], r["config_id"], r["y_relaxed"]) for r in records]
+    done = command(
+        "oracle", split, "--relaxed", split / "r.npz", "--top-k", 2, "--json", tmp_path / "o.json"
+    )
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "o.json").read_text())["rows"]
+    systems = sorted({system for system, _, _ in place})
+    best = {s: sorted((e, c) for system, c, e in place if system == s) for s in systems}
+    for k, row in enumerate(rows, 1):
+        calls = [sum(compute[s][c]["ionic"] for _, c in best[s][:k]) for s in systems]
+        total = sum(compute[s][c]["ionic"] for s, c, _ in place)
+        assert row["initial"]["calls"] == pytest.approx(np.mean(calls))
+        assert row["initial"]["of_all"] == pytest.approx(sum(calls) / total)
+        assert row["model"]["calls"] == k  # a converged structure takes one look
+        assert row["initial"]["found"] == row["model"]["found"] == 1.0
+    assert rows[0]["initial"]["calls"] > 1.0
+    # Negative control: the worst first finds less.
+    with np.load(split / "p.npz") as file:
+        np.savez(tmp_path / "bad.npz", ids=file["ids"], energy=-file["energy"])
+    arguments = ["dense", "oracle", "--predictions", tmp_path / "bad.npz", "--top-k", 1]
+    arguments += ["--data", split / "data.lmdb", "--json", tmp_path / "bad.json"]
+    assert CliRunner().invoke(main, list(map(str, arguments))).exit_code == 0
+    assert json.loads((tmp_path / "bad.json").read_text())["rows"][0]["initial"]["found"] < 1.0
+
+
+@pytest.mark.parametrize("form", ["extxyz", "traj", "vasp"])
+def test_exported_structures(split, tmp_path, form):
+    done = command(
+        "export", split, "--relaxed", split / "r.npz", "--top-k", 3, "--format", form,
+        "--json", tmp_path / "e.json", tmp_path / "out",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with open_lmdb(split / "data.lmdb") as records:
+        every = {str(record["sid"]): record for record in records}
+    with np.load(split / "r.npz") as file:
+        parts = np.split(file["pos"], file["chunk_idx"])
+        positions = dict(zip(file["ids"].tolist(), parts, strict=True))
+    rows = json.loads((tmp_path / "e.json").read_text())
+    for system in {row["system"] for row in rows}:
+        mine = [row for row in rows if row["system"] == system]
+        energies = sorted(r["y_relaxed"] for r in every.values() if r["system_id"] == system)
+        assert [row["predicted"] for row in mine] == pytest.approx(energies[:3])
+        for row in mine:
+            place, index = tmp_path / "out" / f"{system}.{form}", row["rank"] - 1
+            if form == "vasp":
+                name = f"{row['rank']}_{row['config']}"
+                place, index = tmp_path / "out" / system / name / "POSCAR", 0
+            atoms = ase.io.read(place, index=index)
+            record, wanted = every[row["sid"]], positions[row["sid"]]
+            order = np.argsort(array_of(record["atomic_numbers"]), kind="stable")
+            found = np.argsort(atoms.numbers, kind="stable")
+            np.testing.assert_array_equal(
+                atoms.numbers[found], array_of(record["atomic_numbers"])[order]
+            )
+            np.testing.assert_allclose(atoms.positions[found], wanted[order], atol=1e-6)
+            fixed = np.zeros(len(atoms), dtype=int)
+            fixed[atoms.constraints[0].index] = 1
+            np.testing.assert_array_equal(fixed[found], array_of(record["fixed"])[order])
+            assert atoms.pbc.all()
+    again = command("export", split, tmp_path / "out")
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_incomplete_input_is_one_line(split, tmp_path, tiny_data):
+    with np.load(split / "p.npz") as file:
+        np.savez(tmp_path / "p.npz", ids=file["ids"][:-1], energy=file["energy"][:-1])
+    with np.load(split / "r.npz") as file:
+        np.savez(
+            tmp_path / "r.npz", ids=file["ids"][:1], pos=file["pos"][: file["chunk_idx"][0]],
+            chunk_idx=file["chunk_idx"][:0],
+        )  # fmt: skip
+    for predictions, lmdb, more, message in (
+        (tmp_path / "p.npz", split / "data.lmdb", [], "has no prediction"),
+        (split / "p.npz", split / "data.lmdb", ["--relaxed", tmp_path / "r.npz"], "no relaxed pos"),
+        (split / "p.npz", tiny_data / "dense" / "data.lmdb", [], "no system_id"),
+        (split / "p.npz", tmp_path / "no.lmdb", [], "no such file"),
+        (split / "p.npz", split / "data.lmdb", ["--relaxed", split / "p.npz"], "not a relaxed_pos"),
+    ):
+        args = [
+            "dense",
+            "export",
+            "--predictions",
+            predictions,
+            "--data",
+            lmdb,
+            *more,
+            tmp_path / "o",
+        ]
+        done = CliRunner().invoke(main, list(map(str, args)))
+        assert done.exit_code == 2
+        assert message in done.output
+        assert not (tmp_path / "o").exists()
+
+
+def test_figure_5(tiny_data, split, tmp_path):
+    own = tiny_data / "dense" / "oc20dense_"
+    args = ["dense", "plot", "--predictions", split / "p.npz", "--targets", f"{own}targets.pkl"]
+    args += ["--mapping", f"{own}mapping.pkl"]
+    done = CliRunner().invoke(main, list(map(str, [*args, tmp_path / "f.png"])))
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("1_1, 1_0: ")  # most configurations first
+    assert (tmp_path / "f.png").stat().st_size > 10_000
+    done = CliRunner().invoke(main, list(map(str, [*args, "--systems", "4_0", tmp_path / "g.png"])))
+    assert done.exit_code == 2
+    assert "--systems 4_0: predicted are 1_1, 1_0" in done.output

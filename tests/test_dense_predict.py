@@ -1,0 +1,143 @@
+"""OC20-Dense through the stock predict and relaxations (issue 7, points 2 and 5)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config, load_config, new_trainer_context
+
+from ocp_faenet.adapters.predictions import predict_lmdb
+from ocp_faenet.cli import main
+from ocp_faenet.data.dense_prepare import prepare_dense
+from ocp_faenet.data.emt import EmtPotential
+from ocp_faenet.data.reader import open_lmdb
+from ocp_faenet.data.schema import array_of
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(str(p.relative_to(CONFIGS)) for p in (CONFIGS / "oc20_dense").rglob("*.yml"))
+SMALL = """
+includes: [{base}]
+dataset:
+  train: {{src: {tiny}/{task}/train/data.lmdb}}
+  val: {{src: {tiny}/{task}/val_id/data.lmdb}}
+model: {{hidden_channels: 24, num_filters: 8, num_interactions: 1, num_gaussians: 8,
+  tag_hidden_channels: 2, pg_hidden_channels: 2{more}}}
+{rest}
+"""
+
+
+def small(folder: Path, tiny: Path, base: str, task: str, more: str = "", rest: str = "") -> Path:
+    path = folder / f"{task}.yml"
+    base = str(CONFIGS / base)
+    path.write_text(SMALL.format(base=base, tiny=tiny, task=task, more=more, rest=rest))
+    return path
+
+
+def checkpoint(config: Path, folder: Path, src: Path) -> Path:
+    """What a run of ``config`` would save, with weights that were never trained."""
+    command = ["--mode=train", f"--config-yml={config}", f"--run-dir={folder}", "--cpu"]
+    command += ["--timestamp-id=run", "--seed=1", "--optim.num_workers=0"]
+    command += [f"--dataset.{'relax' if 's2ef' in config.name else 'test'}.src={src}"]
+    built = build_config(*flags.get_parser().parse_known_args(command))
+    with new_trainer_context(config=built) as context:
+        path = context.trainer.save(training_state=False)
+    return Path(path or folder / "checkpoints" / "run" / "checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_data, tmp_path_factory) -> Path:
+    data = tmp_path_factory.mktemp("prepared") / "tiny"
+    data.mkdir()
+    for path in tiny_data.iterdir():
+        (data / path.name).symlink_to(path)
+    return prepare_dense(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_configurations_are_complete(name):
+    """Each reads without contradictions and names what its mode needs; a model without data."""
+    config, _, conflicts = load_config(str(CONFIGS / name))
+    assert conflicts == []
+    split = "relax" if name.endswith("relax.yml") else "test"
+    assert config["dataset"][split]["src"].split("/")[-4:-2] == ["dense", "splits"] or (
+        config["dataset"][split]["src"].startswith("data/oc20_dense/splits/")
+    )
+    assert config["outputs"]["energy"]["prediction_dtype"] == "float32"
+    if name.endswith("finetune.yml"):
+        assert {"backbone", "heads"} & config["model"].keys() == set()
+        assert "finetune/train" in config["dataset"]["train"]["src"]
+        assert "finetune/val" in config["dataset"]["val"]["src"]
+
+
+def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
+    energy = small(tmp_path, tiny_data, "oc20_dense/emt/faenet.yml", "is2re")
+    weights = checkpoint(energy, tmp_path / "energy", prepared / "id" / "data.lmdb")
+    args = ["dense", "predict", "--config", energy, "--checkpoint", weights]
+    args += ["--splits", prepared, "--only", "id", "--json", tmp_path / "files.json"]
+    done = CliRunner().invoke(main, list(map(str, [*args, tmp_path / "out"])))
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "out" / "id.npz") as file:
+        found = dict(zip(file["ids"].tolist(), file["energy"].ravel().tolist(), strict=True))
+    ours = predict_lmdb(weights, prepared / "id" / "data.lmdb", forces=False)
+    expected = dict(zip(ours["ids"].tolist(), ours["energy"].tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert json.loads((tmp_path / "files.json").read_text())[0]["structures"] == len(expected)
+
+    forces = small(
+        tmp_path, tiny_data, "oc20_dense/emt/relax.yml", "s2ef",
+        ", phys_embeds: false, regress_forces: from_energy",
+        "task: {relaxation_steps: 3, relaxation_fmax: 0.001}",
+    )  # fmt: skip
+    relaxer = checkpoint(forces, tmp_path / "forces", prepared / "id" / "data.lmdb")
+    args += ["--relax-config", forces, "--relax-checkpoint", relaxer]
+    done = CliRunner().invoke(main, list(map(str, [*args, tmp_path / "relaxed"])))
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "relaxed" / "id_relaxed_positions.npz") as file:
+        places = np.split(file["pos"], file["chunk_idx"])
+        positions = dict(zip(file["ids"].tolist(), places, strict=True))
+    with open_lmdb(prepared / "id" / "data.lmdb") as records:
+        start = {str(r["sid"]): r for r in records}
+    with open_lmdb(tmp_path / "relaxed" / "id_relaxed" / "data.lmdb") as records:
+        relaxed = {str(r["sid"]): r for r in records}
+    assert relaxed.keys() == start.keys() == positions.keys()
+    moved = 0.0
+    for sid, record in relaxed.items():
+        np.testing.assert_allclose(record["pos"], positions[sid], atol=1e-5)
+        moved = max(moved, float(np.abs(record["pos"] - start[sid]["pos"]).max()))
+        assert record["system_id"] == start[sid]["system_id"]
+        edges, cell = array_of(record["edge_index"]), array_of(record["cell"])[0]
+        vectors = array_of(record["pos"])[edges[0]] - array_of(record["pos"])[edges[1]]
+        vectors = vectors + array_of(record["cell_offsets"]) @ cell
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), record["distances"], atol=1e-4)
+        assert np.isfinite(EmtPotential(array_of(record["atomic_numbers"]), cell)(
+            array_of(record["pos"]).astype(float)
+        ).energy)  # fmt: skip
+    assert moved > 1e-3
+    with np.load(tmp_path / "relaxed" / "id.npz") as file:
+        again = dict(zip(file["ids"].tolist(), file["energy"].ravel().tolist(), strict=True))
+    ours = predict_lmdb(weights, tmp_path / "relaxed/id_relaxed/data.lmdb", forces=False)
+    assert again == pytest.approx(
+        dict(zip(ours["ids"].tolist(), ours["energy"].tolist(), strict=True)), abs=1e-5
+    )
+    assert max(abs(again[sid] - found[sid]) for sid in found) > 1e-5, "the structures moved"
+
+
+def test_bad_options_are_one_line(prepared, tmp_path):
+    config, path = CONFIGS / "oc20_dense" / "emt" / "faenet.yml", tmp_path / "no.pt"
+    base = ["dense", "predict", "--config", config, "--checkpoint", path, "--splits"]
+    for more, message in (
+        ([prepared, tmp_path / "o"], "no.pt: no such file"),
+        ([tmp_path, tmp_path / "o"], "no summary of splits"),
+        ([prepared, "--only", "x", tmp_path / "o"], "--only x: the splits are id"),
+        ([prepared, "--relax-config", config, tmp_path / "o"], "both or none"),
+    ):
+        done = CliRunner().invoke(main, [str(arg) for arg in [*base, *more]])
+        assert done.exit_code == 2
+        assert message in done.output
+    assert torch.is_grad_enabled()
