@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from dense_cases import ANOMALIES, anomaly_case
 from ocp_faenet.cli import main
+from ocp_faenet.data import dense_moves as moves
 from ocp_faenet.data.adsorbml_anomalies import Anomaly, anomalies
 from ocp_faenet.data.dense_oracle import adsorption_energy, relax_from
 from ocp_faenet.data.dense_prepare import prepare_dense
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.data.schema import array_of
 from ocp_faenet.data.unpickle import restricted_loads
+from ocp_faenet.metrics.sensitivity import response
 
 INITIALS = {
     Anomaly.DESORBED: "d",
@@ -189,3 +191,55 @@ def test_figure_5(tiny_data, split, tmp_path):
     done = CliRunner().invoke(main, list(map(str, [*args, "--systems", "4_0", tmp_path / "g.png"])))
     assert done.exit_code == 2
     assert "--systems 4_0: predicted are 1_1, 1_0" in done.output
+
+
+def test_responses_by_hand():
+    truth = np.array([0.0, 1.0, -1.0, np.nan])
+    same = response([(truth + 5.0, truth), (truth[:2] - 1.0, truth[:2])])  # offsets do not count
+    assert (same.explained, same.amplitude, same.points) == (1.0, 1.0, 5)
+    assert response([(np.zeros(4), truth)]).explained == 0.0
+    assert response([(np.zeros(4), truth)]).amplitude == 0.0
+    against = response([(-truth, truth)])
+    assert (against.explained, against.amplitude) == (-3.0, 1.0)
+    assert response([(0.5 * truth, truth)]).explained == pytest.approx(0.75)
+    assert response([(truth, truth)]).spread == pytest.approx(np.sqrt(2 / 3))
+    with pytest.raises(ValueError, match="does not change"):
+        response([([1.0, 2.0], [3.0, 3.0])])
+    with pytest.raises(ValueError, match="2 predicted energies for 3"):
+        response([([1.0, 2.0], [3.0, 3.0, 4.0])])
+
+
+def test_motions_of_the_adsorbate(split):
+    with open_lmdb(split / "data.lmdb") as records:
+        record = next(r for r in records if (array_of(r["tags"]) == 2).sum() > 1)
+    start, cell = array_of(record["pos"]).astype(float), array_of(record["cell"])[0].astype(float)
+    adsorbate = array_of(record["tags"]) == 2
+    inner = np.linalg.norm(start[adsorbate][1:] - start[adsorbate][:1], axis=1)
+
+    def gap(positions):
+        apart = positions[adsorbate][:, None] - positions[~adsorbate][None]
+        images = [apart + i * cell[0] + j * cell[1] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        return min(float(np.linalg.norm(each, axis=-1).min()) for each in images)
+
+    grid = moves.slid(record, 4)
+    rise, turn = moves.lifted(record), moves.turned(record, 8)
+    for each in (*grid.reshape(-1, *start.shape), *rise, *turn):
+        np.testing.assert_array_equal(each[~adsorbate], start[~adsorbate])
+        np.testing.assert_allclose(
+            np.linalg.norm(each[adsorbate][1:] - each[adsorbate][:1], axis=1), inner, atol=1e-9
+        )
+    for i, j in np.ndindex(4, 4):
+        across = grid[i, j, adsorbate] - start[adsorbate] - i / 4 * cell[0] - j / 4 * cell[1]
+        np.testing.assert_allclose(across[:, :2], 0.0, atol=1e-9)
+        assert gap(grid[i, j]) == pytest.approx(gap(start), abs=1e-6)
+    np.testing.assert_allclose(rise[:, adsorbate, 2].T - start[adsorbate, 2][:, None],
+                               np.tile(moves.HEIGHTS, (adsorbate.sum(), 1)), atol=1e-9)  # fmt: skip
+    np.testing.assert_allclose(turn[0], start, atol=1e-12)
+    heights = turn[:, adsorbate, 2]
+    np.testing.assert_allclose(heights, np.tile(heights[0], (8, 1)), atol=1e-9)
+    # A whole lattice vector changes nothing for the oracle, and a part of one does.
+    whole = start.copy()
+    whole[adsorbate] += cell[0]
+    here = adsorption_energy(record, start)
+    assert adsorption_energy(record, whole) == pytest.approx(here, abs=1e-6)
+    assert abs(adsorption_energy(record, grid[1, 2]) - here) > 1e-3

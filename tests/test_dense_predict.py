@@ -14,10 +14,12 @@ from fairchem.core.common.utils import build_config, load_config, new_trainer_co
 
 from ocp_faenet.adapters.predictions import predict_lmdb
 from ocp_faenet.cli import main
+from ocp_faenet.data.dense_oracle import adsorption_energy
 from ocp_faenet.data.dense_prepare import prepare_dense
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.data.schema import array_of
+from ocp_faenet.metrics.sensitivity import response
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(p.relative_to(CONFIGS)) for p in (CONFIGS / "oc20_dense").rglob("*.yml"))
@@ -75,6 +77,28 @@ def test_shipped_configurations_are_complete(name):
         assert "finetune/val" in config["dataset"]["val"]["src"]
 
 
+def check_sensitivity(weights: Path, prepared: Path, folder: Path) -> None:
+    """The maps are the model's energies and EMT's at the same places, and the score is theirs."""
+    src = prepared / "id" / "data.lmdb"
+    args = ["dense", "sensitivity", weights, "--data", src, "--grid", 2, "--systems", "1_0"]
+    args += ["--reference", "single-point", "--json", folder / "s.json", "--plot", folder / "s.png"]
+    done = CliRunner().invoke(main, list(map(str, args)))
+    assert done.exit_code == 0, done.output
+    report = json.loads((folder / "s.json").read_text())
+    with open_lmdb(src) as records:
+        first = next(record for record in records if record["system_id"] == "1_0")
+    start = array_of(first["pos"]).astype(float)
+    maps = report["maps"]["1_0"]
+    assert np.shape(maps["slide"]["predicted"]) == (2, 2)
+    assert maps["turn"]["reference"][0] == pytest.approx(adsorption_energy(first, start), abs=1e-4)
+    alone = predict_lmdb(weights, src, forces=False)
+    own = dict(zip(alone["ids"].tolist(), alone["energy"].tolist(), strict=True))
+    assert maps["turn"]["predicted"][0] == pytest.approx(own[str(first["sid"])], abs=1e-4)
+    pairs = [(maps[n]["predicted"], maps[n]["reference"]) for n in ("slide", "lift", "turn")]
+    assert report["scores"]["all"]["explained"] == pytest.approx(response(pairs).explained)
+    assert (folder / "s.png").stat().st_size > 10_000
+
+
 def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
     energy = small(tmp_path, tiny_data, "oc20_dense/emt/faenet.yml", "is2re")
     weights = checkpoint(energy, tmp_path / "energy", prepared / "id" / "data.lmdb")
@@ -88,6 +112,8 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
     expected = dict(zip(ours["ids"].tolist(), ours["energy"].tolist(), strict=True))
     assert found == pytest.approx(expected, abs=1e-5)
     assert json.loads((tmp_path / "files.json").read_text())[0]["structures"] == len(expected)
+
+    check_sensitivity(weights, prepared, tmp_path)
 
     forces = small(
         tmp_path, tiny_data, "oc20_dense/emt/relax.yml", "s2ef",

@@ -13,6 +13,7 @@ from ocp_faenet.cli.dense_evaluate import evaluate
 from ocp_faenet.cli.dense_export import export, oracle
 from ocp_faenet.cli.dense_plot import plot
 from ocp_faenet.cli.dense_predict import predict
+from ocp_faenet.cli.dense_sensitivity import sensitivity
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data import dense_split as splits
@@ -46,7 +47,7 @@ def dense() -> None:
     """
 
 
-for _command in (evaluate, export, oracle, plot, predict):
+for _command in (evaluate, export, oracle, plot, predict, sensitivity):
     dense.add_command(_command)
 
 

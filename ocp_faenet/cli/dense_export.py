@@ -185,7 +185,8 @@ def _write(folder: Path, system: str, best: Sequence[Proposal], form: str) -> No
     for rank, (each, atoms) in enumerate(zip(best, images, strict=True), 1):
         place = folder / system / f"{rank}_{each.config}"
         place.mkdir(parents=True)
-        ase.io.write(place / "POSCAR", atoms, format="vasp", direct=True, sort=True)
+        order = np.argsort(atoms.get_chemical_symbols(), kind="stable")
+        ase.io.write(place / "POSCAR", atoms[order], format="vasp", direct=True)
 
 
 @click.command()
