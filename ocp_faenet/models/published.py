@@ -36,27 +36,6 @@ IS2RE = FAENetConfig(
     frame_source=FrameSource.POSITIONS,
 )
 
-#: OC20 S2EF-2M: direct forces beside the gradient of the energy.
-S2EF = FAENetConfig(
-    hidden_channels=256,
-    num_filters=480,
-    num_interactions=7,
-    num_gaussians=136,
-    max_num_neighbors=30,
-    tag_hidden_channels=32,
-    pg_hidden_channels=64,
-    phys_embeds=False,
-    energy_head=EnergyHeadType.FINAL,
-    skip_co=None,
-    second_layer_MLP=False,
-    complex_mp=True,
-    mp_type=MPType.UPDOWNSCALE_BASE,
-    graph_norm=True,
-    regress_forces=ForceMode.DIRECT_WITH_GRADIENT_TARGET,
-    frame_averaging=FrameAveraging.PLANE,
-    fa_method=FAMethod.STOCHASTIC,
-)
-
 #: OC20 S2EF-2M with direct forces, as for relaxations: all atoms are seen.
 S2EF = FAENetConfig(
     hidden_channels=256,
