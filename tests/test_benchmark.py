@@ -58,8 +58,12 @@ def test_convolution_counts_its_work(weights):
     steepness = float(steep.abs().sum(1).max())
     grid = choose_grid(6.0, steepness, edges, 240, kept=True)
     assert (grid is None) == (weights > 1)
-    terms = 240 if grid is None else grid.terms  # the radial half is tabulated in both
-    by_edge = 2 * edges * terms * 384 * 5 / 1e9
+    # The radial half is tabulated in both; kept polynomials are in their leading directions.
+    kept = model.module.backbone.edge_embedding.kept_cells._state
+    terms = 240 if grid is None else kept[2][1].shape[1]
+    assert (terms < 50) == (grid is not None)
+    turned = 0 if grid is None else grid.terms * terms
+    by_edge = 2 * edges * (terms * 384 * 5 + turned) / 1e9
     by_atom = 2 * atoms * (1 + 5 * 4 + 6 * 0.5) * 384 * 384 / 1e9  # blocks, heads of six layers
     assert counted == pytest.approx(by_edge + by_atom, rel=0.02)
 

@@ -22,7 +22,17 @@ from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.published import IS2RE, S2EF, with_method
 from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.nn import native
-from ocp_faenet.nn.cells import REACH, TOLERANCE, CellGrid, chebyshev_products, choose_grid
+from ocp_faenet.nn.cells import (
+    LEFT_OUT,
+    ONE,
+    REACH,
+    TOLERANCE,
+    CellGrid,
+    chebyshev_products,
+    choose_grid,
+    leading,
+    turn,
+)
 from ocp_faenet.nn.convolution import BLOCK, Messages, Taps, convolve, convolve_plain
 from ocp_faenet.nn.edges import EdgeEmbedding, cubic_taps
 from ocp_faenet.nn.kept import Kept
@@ -283,6 +293,39 @@ def test_every_degree_reaches_as_far_as_it_says(degree, side, cutoff, seed):
     assert float(local.abs().max()) <= 1 + 1e-9
     got = torch.einsum("mk,mkc->mc", grid.basis(local), coefficients[cell])
     assert float((got - F.silu(v @ weight.T + bias)).abs().max()) < 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("signs", [ONE, ((1, 1, 1), (-1, 1, 1))])
+def test_leading_directions_leave_out_what_they_say(form, signs):
+    """In a third of the directions; anywhere in the cells, and where coefficients need them all."""
+    g = torch.Generator().manual_seed(0)
+    grid = CellGrid(6.0, 6, 6, signs)
+    weight = torch.empty(240, 3, dtype=torch.float64).uniform_(-0.15, 0.15, generator=g)
+    coefficients = grid.coefficients(F.silu(grid.nodes() @ weight.T)).float()
+    directions, few = leading(coefficients, 6)
+    assert few.shape[1] == directions.shape[2] < 0.5 * grid.terms
+    local = 2 * torch.rand(20 * grid.num_cells, 3, generator=g) - 1
+    local[::20] = local[::20].sign()  # corners
+    basis, counts = grid.basis(local), (20,) * grid.num_cells
+    turned = turn(basis, directions, counts)
+    cells = torch.arange(grid.num_cells).repeat_interleave(20)
+    want = torch.einsum("mk,mkgc->mgc", basis.double(), coefficients.double()[cells])
+    got = torch.einsum("mk,mkgc->mgc", turned.double(), few.double()[cells])
+    assert 1e-9 < float((got - want).abs().max()) < 2 * LEFT_OUT
+    full = torch.randn(3, 35, 1, 240, generator=g)
+    directions, every = leading(full, 4)
+    assert every.shape == full.shape
+    torch.testing.assert_close(directions @ every.flatten(2), full.flatten(2), rtol=1e-4, atol=1e-5)
+
+
+def test_turned_rows_are_products(form):
+    """Cells without rows, with one, and sizes that fill no vector."""
+    g = torch.Generator().manual_seed(0)
+    counts = (0, 1, 7, 0, 150, 3)
+    rows, matrices = torch.randn(161, 20, generator=g), torch.randn(6, 20, 13, generator=g)
+    cells = torch.arange(6).repeat_interleave(torch.tensor(counts))
+    want = torch.einsum("mk,mkc->mc", rows.double(), matrices.double()[cells])
+    torch.testing.assert_close(turn(rows, matrices, counts).double(), want, rtol=0, atol=1e-5)
 
 
 def test_grid_is_chosen_by_work():

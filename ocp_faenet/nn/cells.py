@@ -13,6 +13,10 @@ Frames that differ in the signs of axes see an edge in cubes that are mirror ima
 One of them stands for all: its basis is evaluated once for an edge, and its coefficients are those
 of ``g`` at the vector under each of the signs.
 
+Few of the ``K`` products are needed once the weights are known: the coefficients of a cell have a
+numerical rank of 25 to 45, and where they are kept the basis is turned to the leading directions
+(`leading`).
+
 The degree and the size of the cells follow from how fast the embedding varies, that is from
 ``max_c |W_c|_1``, so that the error of a channel stays below `TOLERANCE`.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -35,6 +39,10 @@ from ocp_faenet.nn import native
 TOLERANCE = 2e-6
 #: Degree -> largest ``|w|_1 h`` (``h`` half a cell's side) for which `TOLERANCE` holds for SiLU.
 REACH = {4: 0.28, 5: 0.45, 6: 0.68, 7: 0.90, 8: 1.13}
+#: Largest error of a channel by directions of the basis that are left out.
+LEFT_OUT = 1e-6
+#: Degree -> directions that are left, for weights as they are drawn; to choose a grid by.
+LEADING = {4: 26, 5: 29, 6: 35, 7: 42, 8: 48}
 #: Rows of coefficients (cells times ``K``) that may be kept: 50 MB a layer at 384 channels.
 MAX_ROWS = 32_000
 #: Cubes along an axis beyond which no grid is tried.
@@ -79,9 +87,9 @@ class CellGrid:
         return _cells(self.side, self.signs)[0].shape[0]
 
     @property
-    def rows(self) -> int:
-        """Rows of coefficients: ``cells K G``."""
-        return self.num_cells * self.terms * len(self.signs)
+    def matrices(self) -> int:
+        """``cells G``."""
+        return self.num_cells * len(self.signs)
 
     def centres(self) -> Tensor:
         """``(cells, 3)``, Å, float64."""
@@ -138,6 +146,44 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor:
     return out.t().contiguous()
 
 
+def leading(coefficients: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """The directions of the basis that the coefficients of each cell need to `LEFT_OUT`.
+
+    Args:
+        coefficients: ``(cells, K, G, C)``.
+        degree: of the basis.
+
+    Returns:
+        Orthonormal directions ``(cells, K, r)``, eigenvectors of the products of coefficients
+        with each other, and the coefficients in them ``(cells, r, G, C)``; ``r`` is the smallest
+        number that will do for all cells.
+    """
+    wide = coefficients.flatten(2).double()
+    directions = torch.linalg.eigh(wide @ wide.mT)[1].flip(-1)  # largest first
+    turned = directions.mT @ wide
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=wide.dtype)] * 3)
+    inside = torch.rand(40, 3, generator=torch.Generator().manual_seed(0), dtype=wide.dtype)
+    at = chebyshev_products(torch.cat([corners, 2 * inside - 1]), degree) @ directions
+    fewest, most = 1, coefficients.shape[1]
+    while fewest < most:
+        tried = (fewest + most) // 2
+        error = float((at[..., tried:] @ turned[:, tried:]).abs().max())
+        fewest, most = (fewest, tried) if error <= LEFT_OUT else (tried + 1, most)
+    like, kept = coefficients, turned[:, :most]
+    return directions[..., :most].to(like).contiguous(), kept.to(like).view(
+        len(kept), most, *coefficients.shape[2:]
+    )
+
+
+def turn(basis: Tensor, directions: Tensor, counts: Sequence[int]) -> Tensor:
+    """``(M, K)`` rows in order of their cells to directions ``(cells, K, r)``: ``(M, r)``."""
+    compiled = native.products(basis, directions, counts)
+    if compiled is not None:
+        return compiled
+    parts = zip(basis.split(tuple(counts)), directions.unbind(0), strict=True)
+    return torch.cat([rows @ matrix for rows, matrix in parts])
+
+
 def choose_grid(
     cutoff: float,
     steepness: float,
@@ -157,18 +203,20 @@ def choose_grid(
         kept: coefficients are kept between calls, and their cost need not be counted.
         signs: how frames differ, see `CellGrid`.
     """
-    best, least = None, math.inf
+    best, least, work = None, math.inf, math.inf
     for grid in _candidates(cutoff, steepness, signs):
-        if grid.rows > (MAX_ROWS if kept else messages):
+        terms = LEADING[grid.degree] if kept else grid.terms
+        if grid.matrices * terms > (MAX_ROWS if kept else messages):
             continue
         # What is kept must not be made anew for every batch: one size stands for those near it.
-        cost = _work(grid, 4 ** round(math.log(messages, 4)) if kept else messages)
+        near = 4 ** round(math.log(messages, 4)) if kept else messages
+        cost = _work(grid, near, terms)
         if not kept:
             # A training step has three products, one less with polynomials, and their table's.
-            cost = 2 / 3 * cost + 1.5 * grid.rows * channels
+            cost = 2 / 3 * cost + 1.5 * grid.matrices * terms * channels
         if cost < least:
-            best, least = grid, cost
-    if best is None or (_work(best, messages) if kept else least) > 0.8 * channels * messages:
+            best, least, work = grid, cost, _work(grid, messages, terms)
+    if best is None or (work if kept else least) > 0.8 * channels * messages:
         return None
     return best
 
@@ -183,9 +231,8 @@ def _candidates(cutoff: float, steepness: float, signs: Signs) -> Iterator[CellG
             yield cell_grid(cutoff, cubes, degree, signs)
 
 
-def _work(grid: CellGrid, messages: int) -> float:
-    matrices = min(grid.num_cells * len(grid.signs), messages)
-    return float(grid.terms * (messages + ROW_COST * matrices))
+def _work(grid: CellGrid, messages: int, terms: int) -> float:
+    return float(terms * (messages + ROW_COST * min(grid.matrices, messages)))
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ocp_faenet.nn.activations import SMOOTH, Activation
 from ocp_faenet.nn.basis import GaussianSmearing
-from ocp_faenet.nn.cells import ONE, CellGrid, Signs, choose_grid
+from ocp_faenet.nn.cells import ONE, CellGrid, Signs, choose_grid, leading, turn
 from ocp_faenet.nn.convolution import Messages, Taps
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.kept import Kept
@@ -283,16 +283,20 @@ class EdgeEmbedding(nn.Module):
         cell, order = torch.sort(cell, stable=True)
         counts = torch.bincount(cell, minlength=grid.num_cells).tolist()
         basis = grid.basis(local[order])
+        directions, coefficients = self._coefficients(grid)
+        if directions is not None:
+            basis = turn(basis, directions, counts)
         if len(signs) > 1:
             order = (frame[order] * edges + order.unsqueeze(-1)).flatten()
-        return Cells(self._coefficients(grid), basis, order, tuple(counts))
+        return Cells(coefficients, basis, order, tuple(counts))
 
-    def _coefficients(self, grid: CellGrid) -> Tensor:
-        """``(cells, K, G, C1)`` of ``act(W v + b)``."""
+    def _coefficients(self, grid: CellGrid) -> tuple[Tensor | None, Tensor]:
+        """``(cells, K, G, C1)`` of ``act(W v + b)``, in inference in their leading directions."""
         parameters = (self.directional.weight, self.directional.bias)
 
-        def make() -> Tensor:
+        def make() -> tuple[Tensor | None, Tensor]:
             nodes = grid.nodes().to(self.directional.weight)
-            return grid.coefficients(self.act(self.directional(nodes)))
+            found = grid.coefficients(self.act(self.directional(nodes)))
+            return (None, found) if torch.is_grad_enabled() else leading(found, grid.degree)
 
         return self.kept_cells.get(parameters, (grid,), make)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 class Kept:
-    """One tensor that depends on parameters alone, for inference on the CPU.
+    """One value that depends on parameters alone, for inference on the CPU: tensors.
 
     It is made anew whenever a parameter differs in any bit from the copy that is stored with it:
     however it was changed (an optimiser, averaged weights swapped in, a loaded state), the value
@@ -19,14 +21,14 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._state: tuple[tuple[Tensor, ...], tuple[object, ...], Tensor] | None = None
+        self._state: tuple[tuple[Tensor, ...], tuple[object, ...], Any] | None = None
 
     def get(
         self,
         parameters: Sequence[Tensor],
         constants: Sequence[object],
-        make: Callable[[], Tensor],
-    ) -> Tensor:
+        make: Callable[[], T],
+    ) -> T:
         """The value of ``make()``.
 
         Args:
@@ -38,7 +40,8 @@ class Kept:
             return make()
         state = self._state
         if state is not None and _same(parameters, state[0]) and _are(constants, state[1]):
-            return state[2]
+            found: T = state[2]
+            return found
         value = make()
         self._state = (tuple(p.clone() for p in parameters), tuple(constants), value)
         return value

@@ -341,6 +341,20 @@ void faenet_backward(int64_t n, int64_t C, int threads, int ka, int kr, int G, c
     }
 }
 
+// Rows up to ends[cell] by that cell's matrix (K, C).
+void faenet_products(int threads, int64_t cells, int64_t K, int64_t C, const int64_t *ends,
+                     const float *features, const float *matrices, float *out) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t cell = 0; cell < cells; ++cell) {
+        const int64_t begin = cell ? ends[cell - 1] : 0;
+        if (begin == ends[cell]) continue;
+        std::vector<float> packed(K * C);
+        pack(0, C, K, C, matrices + cell * K * C, packed.data());
+        product(ends[cell] - begin, 0, C, C, K, features + begin * K, packed.data(),
+                out + begin * C);
+    }
+}
+
 // The block of ocp_faenet.nn.ewald for G structures in n slots each: sums over waves, residual
 // layers, and the sum with the short-range message. h (H, N, C) and H 1 or F; waves (G, n, K) and
 // (G, K, n); filters (G or 1, K, C); weights: for each layer W1 (width, C), b1, W2 (C, width), b2.

@@ -42,6 +42,7 @@ ATOM_ROWS, RADIAL_ROWS = (1, 2), (0, 1, 4)
 P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 FORWARD: list[Any] = [I64, INT, INT, INT, INT, I64, I64, *[P] * 13]
 BASIS: list[Any] = [I64, INT, INT, P, P]
+PRODUCTS: list[Any] = [INT, I64, I64, I64, *[P] * 4]
 BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
 
 
@@ -139,6 +140,22 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     return out
 
 
+def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | None:
+    """``counts`` rows of ``(M, K)`` by each of ``(cells, K, C)``, or ``None``; no gradients."""
+    found = None if _switched_off or rows.dtype is not torch.float32 else library()
+    if found is None or rows.device.type != "cpu" or matrices.dtype is not rows.dtype:
+        return None
+    rows, (cells, terms, channels) = rows.contiguous(), matrices.shape
+    padded = torch.nn.functional.pad(matrices, (0, -channels % found.faenet_lanes()))
+    ends = torch.tensor(counts).cumsum(0)
+    out = rows.new_empty(len(rows), padded.shape[-1])
+    found.faenet_products(
+        torch.get_num_threads(), cells, terms, padded.shape[-1], ends.data_ptr(), rows.data_ptr(),
+        padded.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out[:, :channels].contiguous()
+
+
 def ewald_group(
     h: Tensor,
     short: Tensor,
@@ -214,6 +231,7 @@ def library() -> ctypes.CDLL | None:
 def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
+    found.faenet_products.argtypes, found.faenet_products.restype = PRODUCTS, None
     found.faenet_ewald.argtypes, found.faenet_ewald.restype = EWALD, None
     found.faenet_basis.argtypes, found.faenet_basis.restype = BASIS, None
     found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
