@@ -297,6 +297,8 @@ class EdgeEmbedding(nn.Module):
         def make() -> tuple[Tensor | None, Tensor]:
             nodes = grid.nodes().to(self.directional.weight)
             found = grid.coefficients(self.act(self.directional(nodes)))
-            return (None, found) if torch.is_grad_enabled() else leading(found, grid.degree)
+            if torch.is_grad_enabled() or not bool(found.isfinite().all()):
+                return None, found
+            return leading(found, grid.degree)
 
         return self.kept_cells.get(parameters, (grid,), make)
