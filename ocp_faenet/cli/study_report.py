@@ -156,9 +156,8 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     """Where the numbers come from, in one paragraph."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
-    for row in report["rows"]:
-        if "seeds" in row:
-            seeds += f" ({row['label']}: {row['seeds']})"
+    fewer = [f"{row['label']}: {row['seeds']}" for row in report["rows"] if "seeds" in row]
+    seeds += f" ({'; '.join(fewer)})" if fewer else ""
     epochs = sorted({row["epochs"] for row in report["rows"]})
     absent = report.get("not_run", {}).values()
     more = f" Not run: {'; '.join(absent)}." if absent else ""
