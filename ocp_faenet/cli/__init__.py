@@ -19,6 +19,7 @@ VERBS = (
     "demo",
     "dense",
     "diagnose",
+    "expressivity",
     "main",
     "relaxations",
     "scaling",

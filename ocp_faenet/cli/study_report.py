@@ -174,15 +174,16 @@ def markdown_of(report: Mapping[str, Any]) -> str:
     return f"{table_of(report)}\n\n{sentence_of(report)}"
 
 
-def insert(document: str, name: str, text: str) -> str:
-    """``document`` with what stands between the study's two markers replaced by ``text``.
+def insert(document: str, name: str, text: str, kind: str = "study") -> str:
+    """``document`` with what stands between a table's two markers replaced by ``text``.
 
-    The markers are ``<!-- study:NAME -->`` and ``<!-- /study:NAME -->``, each on its line.
+    The markers are ``<!-- study:NAME -->`` and ``<!-- /study:NAME -->``, each on its line; tables
+    that no study made have ``table`` for ``study``.
 
     Raises:
         ValueError: the document lacks the markers.
     """
-    begin, end = f"<!-- study:{name} -->", f"<!-- /study:{name} -->"
+    begin, end = f"<!-- {kind}:{name} -->", f"<!-- /{kind}:{name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(document):
         raise ValueError(f"no lines {begin} and {end}")

@@ -1,0 +1,102 @@
+"""FAENet under each frame method as a subject of `ocp_faenet.models.expressivity`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ocp_faenet.geometry.counterexamples import CUTOFF
+from ocp_faenet.models.config import FAENetConfig, FAMethod, FrameAveraging
+from ocp_faenet.models.expressivity import Pose, Subject
+from ocp_faenet.models.faenet import FAENetCore
+from ocp_faenet.models.graph import AtomGraph
+from ocp_faenet.models.principal_frames import AllFrames
+from ocp_faenet.models.published import IS2RE
+
+#: The published IS2RE configuration, small, for atoms without tags and cell.
+SMALL = replace(
+    IS2RE,
+    cutoff=CUTOFF,
+    use_pbc=False,
+    hidden_channels=32,
+    num_filters=32,
+    num_gaussians=16,
+    tag_hidden_channels=0,
+    pg_hidden_channels=4,
+    phys_embeds=False,
+)
+
+SPACE, PLANE = FrameAveraging.SPACE, FrameAveraging.PLANE
+#: Name -> space, method, graph norm.
+KINDS: dict[str, tuple[FrameAveraging | None, FAMethod | None, bool]] = {
+    "FAENet, no frames": (None, None, True),
+    "FAENet, 3D stochastic": (SPACE, FAMethod.STOCHASTIC, True),
+    "FAENet, 3D det": (SPACE, FAMethod.DET, True),
+    "FAENet, 3D all": (SPACE, FAMethod.ALL, True),
+    "FAENet, 3D se3-all": (SPACE, FAMethod.SE3_ALL, True),
+    "FAENet, 3D learned": (SPACE, FAMethod.LEARNED, True),
+    "FAENet, 2D stochastic": (PLANE, FAMethod.STOCHASTIC, True),
+    "FAENet, 2D det": (PLANE, FAMethod.DET, True),
+    "FAENet, 2D all": (PLANE, FAMethod.ALL, True),
+    "FAENet, 3D all, no graph norm": (SPACE, FAMethod.ALL, False),
+}
+
+
+def config_of(
+    space: FrameAveraging | None, method: FAMethod | None, graph_norm: bool, layers: int
+) -> FAENetConfig:
+    """The small FAENet; what it draws in training it draws in evaluation."""
+    return replace(
+        SMALL,
+        num_interactions=layers,
+        graph_norm=graph_norm,
+        frame_averaging=space,
+        fa_method=method,
+        eval_fa_method=method,
+    )
+
+
+def faenet_subject(
+    name: str, space: FrameAveraging | None, method: FAMethod | None, graph_norm: bool
+) -> Subject:
+    """FAENet of one frame method."""
+    random = method in (FAMethod.STOCHASTIC, FAMethod.SE3_STOCHASTIC)
+    pose = Pose.PLANE if space is PLANE else Pose.SPACE
+    if method is not None and method.is_proper:
+        pose = Pose.PROPER
+
+    def make(layers: int) -> nn.Module:
+        return FAENetCore(config_of(space, method, graph_norm, layers))
+
+    answers = _in_every_frame if random else _answers
+    return Subject(name, make, _energy, answers, pose, exact=method is not None and not random)
+
+
+def all_faenets() -> dict[str, Subject]:
+    """Every kind by its name."""
+    return {name: faenet_subject(name, *kind) for name, kind in KINDS.items()}
+
+
+def _energy(network: nn.Module, graph: AtomGraph) -> Tensor:
+    energy: Tensor = network(graph)["energy"]
+    return energy.squeeze(-1)
+
+
+def _answers(network: nn.Module, graph: AtomGraph) -> Tensor:
+    return _energy(network, graph).unsqueeze(-1)
+
+
+def _in_every_frame(network: nn.Module, graph: AtomGraph) -> Tensor:
+    """``(B, F)``: the energy in each frame that might be drawn."""
+    if not isinstance(network, FAENetCore):
+        raise TypeError(f"expected a FAENetCore, got {type(network).__name__}")
+    method = network.config.fa_method
+    proper = method is not None and method.is_proper
+    rotations = AllFrames(network.config, proper=proper, exact=True)(graph)  # (B, F, 3, 3)
+    energies = [
+        network(graph, rotations=rotations[:, frame : frame + 1])["energy"]
+        for frame in range(rotations.shape[1])
+    ]
+    return torch.cat(energies, dim=-1)
