@@ -24,7 +24,7 @@ from ocp_faenet.geometry.counterexamples import (
     twisted_ends,
 )
 from ocp_faenet.models.expressive_faenets import KINDS, faenet_subject
-from ocp_faenet.models.expressivity import ROUNDING, Subject, build, exactness, trained
+from ocp_faenet.models.expressivity import Subject, build, exactness, trained
 
 PEERS = ("SchNet", "DimeNet++", "PaiNN")
 #: Family -> its pairs for a range of k, and whether its pairs are trained on by default.
@@ -140,7 +140,7 @@ class Examiner:
                 {"layers": layers, "gap": found.gap, "largest_gap": found.largest_gap,
                  "noise": found.noise}
             )  # fmt: skip
-            result["moves"] = found.noise > ROUNDING
+            result["moves"] = found.moves
             if found.separates or result["moves"]:
                 result["at"] = layers
                 break

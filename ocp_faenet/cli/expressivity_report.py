@@ -53,10 +53,10 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     """How the tables are read, and what made them."""
     return (
         f"`{report['command']}`: fewest of at most {report['layers']} layers whose energies differ "
-        f"in exact arithmetic, the worst of {report['inits']} random weights. `{NEVER}`: equal for "
-        "all weights. `pose`: copies of one structure in other poses differ as much. Bold: "
-        f"networks of that depth were trained to tell the pair apart, and all of seeds 0 to "
-        f"{report['seeds'] - 1} have accuracy 1 after at most {report['budget']} steps. `*`: they "
-        "were, and one did not; in parentheses its accuracy where the pose matters. No data; "
+        f"in float64, the worst of {report['inits']} random weights. `{NEVER}`: no difference "
+        "beyond rounding. `pose`: copies of one structure in other poses differ as much. Bold: "
+        f"networks of that depth were trained to tell the pair apart, and all of {report['seeds']} "
+        f"seeds have accuracy 1 after at most {report['budget']} steps. `*`: they were, and one "
+        "does not; in parentheses its accuracy where the pose matters. No data; "
         f"{report['machine']}."
     )

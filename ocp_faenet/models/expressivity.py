@@ -23,7 +23,11 @@ from ocp_faenet.models.transforms import (
 )
 
 #: Energies, relative to their size, that differ by less are equal: float64 has 2e-16.
-ROUNDING = 1e-12
+ROUNDING = 1e-15
+#: A difference counts if it is this many times that of copies of one structure.
+CLEAR = 10.0
+#: Copies that differ by more are in poses that matter to the network.
+MOVED = 1e-6
 #: Copies of each structure that test invariance, and that are shown at a time in training.
 COPIES, SHOWN = 2, 4
 #: Copies of each structure that accuracy is taken over: all are alike to an exact network.
@@ -71,21 +75,23 @@ class Exactness:
         largest_gap: largest one, which shows whether ``gap`` is zero for all weights.
         noise: largest difference between copies of one structure, likewise: moved, in another
             pose, its atoms in another order.
+        clearness: smallest ratio of the two, each of the same weights, noise at least `ROUNDING`.
     """
 
     gap: float
     largest_gap: float
     noise: float
+    clearness: float
+
+    @property
+    def moves(self) -> bool:
+        """Whether copies of one structure differ, so that a gap says nothing."""
+        return self.noise > MOVED
 
     @property
     def separates(self) -> bool:
-        """Whether the two differ by more than copies of either."""
-        return self.gap > max(ROUNDING, 10 * self.noise)
-
-    @property
-    def equal(self) -> bool:
-        """Whether they never differ, so that no weights (but for a null set) tell them apart."""
-        return self.largest_gap <= ROUNDING
+        """Whether the two differ by more than copies of either, for all weights tried."""
+        return not self.moves and self.clearness > CLEAR
 
 
 def graph_of(structure: Structure, dtype: torch.dtype = torch.float64) -> AtomGraph:
@@ -161,7 +167,8 @@ def exactness(subject: Subject, networks: list[nn.Module], pair: Pair) -> Exactn
             for copy in range(COPIES)
         )
         noises.append(noise / scale)
-    return Exactness(min(gaps), max(gaps), max(noises))
+    clear = min(gap / max(noise, ROUNDING) for gap, noise in zip(gaps, noises, strict=True))
+    return Exactness(min(gaps), max(gaps), max(noises), clear)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
