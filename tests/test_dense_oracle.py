@@ -110,6 +110,85 @@ def test_steps_and_minima_by_k(tiny_data, split, tmp_path):
     assert json.loads((tmp_path / "bad.json").read_text())["rows"][0]["initial"]["found"] < 1.0
 
 
+def scored(tiny_data: Path, split: Path, tmp_path: Path, *more: object, predictions: str = "p.npz"):
+    """Report of ``dense evaluate --validation emt`` on the ID split."""
+    tables = [
+        part
+        for name in ("targets", "mapping", "compute")
+        for part in (f"--{name}", tiny_data / "dense" / f"oc20dense_{name}.pkl")
+    ]
+    given = ["dense", "evaluate", "--predictions", split / predictions, *tables, "--only", "id"]
+    given += ["--splits", split.parent, "--validation", "emt", "--data", split / "data.lmdb"]
+    done = CliRunner().invoke(main, list(map(str, [*given, *more, "--json", tmp_path / "e.json"])))
+    assert done.exit_code == 0, done.output
+    return json.loads((tmp_path / "e.json").read_text()), done.output
+
+
+def test_emt_validates_what_is_proposed(tiny_data, split, tmp_path):
+    """The chosen structure's own energy decides, not the target of its configuration."""
+    report, output = scored(tiny_data, split, tmp_path)
+    own = report["splits"]["id"]["scores"]
+    assert own["ml_success"]["value"] == own["hybrid@5"]["value"] == 1.0
+    assert own["ionic_speedup@1"]["value"] > 1.0
+    assert "SR % " in output
+    assert "EMT, relaxing" in output
+    # At the ends of EMT's own relaxations its energies are the targets, at one call each.
+    relaxed, output = scored(tiny_data, split, tmp_path, "--relaxed", split / "r.npz")
+    at = relaxed["splits"]["id"]["scores"]
+    assert at["ml_success"]["value"] == 1.0
+    assert at["ionic_speedup@1"]["value"] > own["ionic_speedup@1"]["value"]
+    assert "that the model relaxed" in output
+    # Negative control: the same energies promised for structures that were never relaxed.
+    with open_lmdb(split / "data.lmdb") as records:
+        every = list(records)
+    with np.load(split / "r.npz") as file:
+        content = {key: file[key] for key in file.files}
+    content["pos"] = np.concatenate([array_of(record["pos"]) for record in every])
+    np.savez(split / "initial.npz", **content)
+    lied, _ = scored(tiny_data, split, tmp_path, "--relaxed", split / "initial.npz")
+    assert lied["splits"]["id"]["scores"]["ml_success"]["value"] < 1.0
+
+
+def test_an_adsorbate_that_flew_off_is_not_valid(tiny_data, split, tmp_path):
+    with open_lmdb(split / "data.lmdb") as records:
+        every = list(records)
+    with np.load(split / "r.npz") as file:
+        content = {key: file[key].copy() for key in file.files}
+    high = [np.where(array_of(r["tags"])[:, None] == 2, [0.0, 0.0, 6.0], 0.0) for r in every]
+    content["pos"] = content["pos"] + np.concatenate(high)
+    np.savez(split / "flown.npz", **content)
+    # Predictions that EMT confirms to the last digit: only the anomaly speaks against them.
+    ends = np.split(content["pos"], content["chunk_idx"])
+    energy = [adsorption_energy(r, end) for r, end in zip(every, ends, strict=True)]
+    np.savez(split / "flown_p.npz", ids=content["ids"], energy=np.array(energy))
+    report, output = scored(
+        tiny_data, split, tmp_path, "--relaxed", split / "flown.npz", predictions="flown_p.npz"
+    )
+    assert report["anomalies"]["desorbed"] > 0
+    assert "desorbed" in output
+    assert report["splits"]["id"]["scores"]["ml_success"]["value"] == 0.0
+    assert report["splits"]["id"]["scores"]["hybrid@5"]["value"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "--validation emt: needs the structures"),
+        (("--data", "d", "--references", "r.pkl"), "leave one out"),
+        (("--data", "missing.lmdb"), "missing.lmdb"),
+    ],
+)
+def test_emt_needs_its_structures(tiny_data, split, more, message):
+    given = ["dense", "evaluate", "--predictions", split / "p.npz", "--validation", "emt"]
+    for name in ("targets", "mapping"):
+        given += [f"--{name}", tiny_data / "dense" / f"oc20dense_{name}.pkl"]
+    given += ["--splits", split.parent, "--only", "id", *more]
+    done = CliRunner().invoke(main, list(map(str, given)))
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("form", ["extxyz", "traj", "vasp"])
 def test_exported_structures(split, tmp_path, form):
     done = command(

@@ -3,79 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ocp_faenet.cli import dense_inputs as inputs
+from ocp_faenet.cli.dense_report import OVERALL, Basis, Report, table_of
+from ocp_faenet.cli.dense_validation import Checked, check_by_emt
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import markdown_table, write_json
+from ocp_faenet.cli.output import write_json
 from ocp_faenet.data import dense_tables as tables
-from ocp_faenet.metrics.bootstrap import Estimate
-from ocp_faenet.metrics.dense import TOP_K, Calls, scores
+from ocp_faenet.metrics.dense import Calls, scores
 
 _PATH = click.Path(path_type=Path)
-OVERALL = "overall"
-
-
-class Basis(str, Enum):
-    """Where the reference energy of a proposed structure comes from."""
-
-    PROXY = "proxy: the target of the configuration stands in for the proposed structure's own"
-    GIVEN = "reference energies of the proposed structures, as given"
-
-
-#: Key of a score -> heading of the table, factor, digits.
-COLUMNS = {
-    "success_proxy": ("SR % (proxy)", 100.0, 1),
-    "ml_success": ("SR %", 100.0, 1),
-    "hybrid@1": ("hybrid k=1 %", 100.0, 1),
-    "hybrid@5": ("hybrid k=5 %", 100.0, 1),
-    "mae": ("MAE eV", 1.0, 3),
-    "offset": ("offset eV", 1.0, 3),
-    "within": ("within eV", 1.0, 3),
-    "spearman": ("Spearman", 1.0, 2),
-    "regret": ("regret eV", 1.0, 3),
-}
-#: Likewise of the second table, whose rows are k.
-BY_K = {
-    "hybrid": ("hybrid success %", 100.0, 1),
-    "much_better": ("much better %", 100.0, 1),
-    "found": ("minimum found %", 100.0, 1),
-    "scf_speedup": ("SCF speed-up", 1.0, 1),
-    "ionic_speedup": ("ionic speed-up", 1.0, 1),
-}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Scores by split, and what they rest on."""
-
-    rows: dict[str, dict[str, Estimate]]
-    systems: dict[str, int]
-    configurations: dict[str, int]
-    basis: Basis
-    missing: int
-    left_out: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, rates between 0 and 1."""
-        return {
-            "basis": self.basis.value,
-            "missing_counted_as_failures": self.missing,
-            "predictions_without_target": self.left_out,
-            "splits": {
-                name: {
-                    "systems": self.systems[name],
-                    "configurations": self.configurations[name],
-                    "scores": {key: value.as_json() for key, value in row.items()},
-                }
-                for name, row in self.rows.items()
-            },
-        }
 
 
 @click.command()
@@ -94,6 +36,17 @@ class Report:
 @click.option("--references", type=_PATH, help="Reference energies of the proposed structures.")
 @click.option("--references-key", help="Part of that file, gemnet-oc-2M say.")
 @click.option(
+    "--validation",
+    type=click.Choice(["energies", "emt"]),
+    default="energies",
+    show_default=True,
+    help="emt: EMT checks the five best-ranked structures of a system (embedded data).",
+)
+@click.option("--data", type=_PATH, multiple=True, help="LMDB of a split, for --validation emt.")
+@click.option(
+    "--relaxed", type=_PATH, multiple=True, help="relaxed_positions.npz, for --validation emt."
+)
+@click.option(
     "--missing",
     type=click.Choice(["error", "fail"]),
     default="error",
@@ -110,6 +63,9 @@ def evaluate(
     only: str | None,
     references: Path | None,
     references_key: str | None,
+    validation: str,
+    data: tuple[Path, ...],
+    relaxed: tuple[Path, ...],
     missing: str,
     json_path: Path | None,
 ) -> None:
@@ -119,17 +75,50 @@ def evaluate(
     SR: the configuration of lowest predicted energy is valid (its prediction within 0.1 eV of its
     reference) and within 0.1 eV of the system's minimum, or below. Direct predictions have no
     reference energy of their own structure: the target of the configuration stands in, and the
-    column says proxy. --references gives those of relaxed structures.
+    column says proxy. --references gives those of relaxed structures, and --validation emt
+    computes them where EMT is the reference: an anomaly (AdsorbML's) is never valid.
     hybrid: the best reference energy among the k lowest predictions is as good as the minimum.
     offset, within: the part of the error that a whole system shares, and what is left without it.
     regret: the target of the chosen configuration above the minimum.
     """
+    emt = _emt_files(validation, data, relaxed, references)
     report = evaluated(
-        predictions, targets, mapping, compute, splits, only, references, references_key, missing
+        predictions,
+        targets,
+        mapping,
+        compute,
+        splits,
+        only,
+        references,
+        references_key,
+        missing,
+        emt,
     )
     click.echo(table_of(report))
     if json_path is not None:
         write_json(json_path, report.as_json())
+
+
+@dataclass(frozen=True)
+class EmtFiles:
+    """Structures for EMT: LMDBs of the splits, and where the model relaxed them to, if it did."""
+
+    data: tuple[Path, ...]
+    relaxed: tuple[Path, ...] = ()
+
+
+def _emt_files(
+    validation: str, data: tuple[Path, ...], relaxed: tuple[Path, ...], references: Path | None
+) -> EmtFiles | None:
+    if validation == "energies":
+        if data or relaxed:
+            raise BadInputError("--data and --relaxed: are for --validation emt")
+        return None
+    if not data:
+        raise BadInputError("--validation emt: needs the structures; give --data for each split")
+    if references is not None:
+        raise BadInputError("--validation emt: computes what --references gives; leave one out")
+    return EmtFiles(data, relaxed)
 
 
 def evaluated(
@@ -142,6 +131,7 @@ def evaluated(
     references: Path | None = None,
     references_key: str | None = None,
     missing: str = "error",
+    emt: EmtFiles | None = None,
 ) -> Report:
     """The report of `evaluate`.
 
@@ -157,8 +147,9 @@ def evaluated(
     named = inputs.scored_systems(known, splits, only)
     every = sorted({name for each in named.values() for name in each} or set(known))
     known = {name: known[name] for name in every} if named else known
+    odd: dict[str, int] = {}
     if inputs.is_pickle(predictions[0]):
-        if len(predictions) > 1 or references is not None:
+        if len(predictions) > 1 or references is not None or emt is not None:
             raise BadInputError(f"{predictions[0]}: holds everything; give it alone")
         results = inputs.read_adsorbml(predictions[0], tables.read_targets(targets))
         lost = inputs.refuse_missing(results, known, every, missing == "fail")
@@ -168,8 +159,14 @@ def evaluated(
         _refuse_strangers(predicted, tables.read_targets(targets), places, targets)
         lost = inputs.refuse_missing(predicted, known, every, missing == "fail")
         given = None if references is None else inputs.read_references(references, references_key)
-        joined = inputs.join(predicted, known, every, given, steps)
         basis = Basis.PROXY if given is None else Basis.GIVEN
+        if emt is not None:
+            checked = check_by_emt(predictions, emt.data, emt.relaxed, every)
+            given, odd = checked.energies, dict(checked.odd)
+            basis = Basis.EMT_RELAXED if emt.relaxed else Basis.EMT
+        joined = inputs.join(predicted, known, every, given, steps)
+        if emt is not None:
+            _count_calls(joined, checked)
     calls = None if steps is None else _calls(steps, known, every, not named)
     rows = {
         name: scores(joined.candidates, known, calls, systems)
@@ -185,7 +182,14 @@ def evaluated(
         name: sum(len(known[s]) for s in systems)
         for name, systems in {**named, OVERALL: every}.items()
     }
-    return Report(rows, sizes, counts, basis, lost, joined.left_out)
+    return Report(rows, sizes, counts, basis, lost, joined.left_out, odd)
+
+
+def _count_calls(joined: inputs.Joined, checked: Checked) -> None:
+    """EMT's calls are the steps behind each candidate that it checked."""
+    for system, own in joined.candidates.items():
+        for name, calls in checked.calls[system].items():
+            own[name] = replace(own[name], scf=calls, ionic=calls)
 
 
 def _refuse_strangers(
@@ -231,43 +235,3 @@ def _calls(
         )
         for system in systems
     }
-
-
-def table_of(report: Report) -> str:
-    """Both tables, and what they rest on."""
-    shown = {key: column for key, column in COLUMNS.items() if key in report.rows[OVERALL]}
-    header = ["split", "systems", "configurations", *(heading for heading, _, _ in shown.values())]
-    lines = [
-        [
-            name,
-            str(report.systems[name]),
-            str(report.configurations[name]),
-            *(cell(row.get(key), factor, digits) for key, (_, factor, digits) in shown.items()),
-        ]
-        for name, row in report.rows.items()
-    ]
-    overall = report.rows[OVERALL]
-    by_k = {key: column for key, column in BY_K.items() if f"{key}@1" in overall}
-    second = [
-        [str(k), *(cell(overall[f"{key}@{k}"], f, d) for key, (_, f, d) in by_k.items())]
-        for k in TOP_K
-    ]
-    parts = [
-        markdown_table(header, lines),
-        f"Validity and hybrid energies from {report.basis.value}. 95 % intervals over systems.",
-        markdown_table(["k, overall", *(heading for heading, _, _ in by_k.values())], second),
-    ]
-    if report.missing:
-        parts.append(f"{report.missing} configurations without a prediction count as failures.")
-    if report.left_out:
-        parts.append(f"{report.left_out} predictions left out: no target of their configuration.")
-    return "\n\n".join(parts)
-
-
-def cell(estimate: Estimate | None, factor: float, digits: int) -> str:
-    """``value [low, high]``."""
-    if estimate is None or estimate.value != estimate.value:
-        return "-"
-    numbers = (estimate.value, estimate.low, estimate.high)
-    value, low, high = (f"{factor * number:.{digits}f}" for number in numbers)
-    return f"{value} [{low}, {high}]"
