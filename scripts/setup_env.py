@@ -111,7 +111,8 @@ def set_up() -> None:
 def main() -> int:
     """Exit status: 0, or 1 after one line on standard error."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # ended by a batch system, a closed terminal
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         set_up()
     except (SetupError, OSError) as error:

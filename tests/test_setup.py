@@ -257,7 +257,11 @@ def test_a_set_up_that_is_ended_leaves_nothing_running(tree: Path, number: signa
         f"trap '' TERM INT HUP; sleep 600 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
     )
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import setup_env, setup_pip, setup_rules\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import setup_env, setup_pip, setup_rules\n"
+        # Whoever runs the tests in the background may have these ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "setup_pip.LOG.parent.mkdir(exist_ok=True)\n"
         "where = setup_pip.Environment(setup_rules.Settings.read({}, '3.11', {}))\n"
         "setup_env.set_up = lambda: where.run('compiled', ['/bin/sh', '-c', sys.argv[2]])\n"
@@ -270,7 +274,10 @@ def test_a_set_up_that_is_ended_leaves_nothing_running(tree: Path, number: signa
             assert time.monotonic() < until, process.poll()
             time.sleep(0.05)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or the test would wait for it
     assert process.returncode == 130
     assert said == "setup: interrupted; call again and it goes on from here\n"
     for pid in map(int, pids.read_text().split()):
