@@ -42,9 +42,8 @@ def _samples(spec: RunSpec) -> int:
 
 
 def _rate(name: str, root: Path) -> float | None:
-    """Samples per CPU second of finished runs of this name, median."""
-    found = [
-        json.loads(path.read_text())["training"]["samples_per_cpu_second"]
-        for path in root.glob(f"{name}-seed*/result.json")
-    ]
+    """Samples per CPU second of finished runs of this name that measured it, median."""
+    results = (json.loads(path.read_text()) for path in root.glob(f"{name}-seed*/result.json"))
+    rates = (result["training"].get("samples_per_cpu_second") for result in results)
+    found = [rate for rate in rates if rate]
     return statistics.median(found) if found else None
