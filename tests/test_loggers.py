@@ -144,7 +144,7 @@ def test_wandb_without_a_key_is_offline_and_a_resume_is_the_same_run(tmp_path, n
             continue
         check_losses({key.removeprefix("train/"): value for key, value in row.items()})
         rate = row["train/atoms_per_second"] / row["train/samples_per_second"]
-        assert 5 <= rate <= 9  # atoms of these structures
+        assert 4.999 < rate < 9.001  # atoms of these structures
     validated = second[faults.STEPS]
     check_losses({key.removeprefix("val/"): value for key, value in validated.items()})
     assert any(key.startswith("val/") and "rotation" in key for key in validated), validated
