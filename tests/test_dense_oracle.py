@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from dense_cases import ANOMALIES, anomaly_case
 from ocp_faenet.cli import main
+from ocp_faenet.cli.dense_validation import check_by_emt
 from ocp_faenet.data import dense_moves as moves
 from ocp_faenet.data.adsorbml_anomalies import Anomaly, anomalies
 from ocp_faenet.data.dense_oracle import adsorption_energy, relax_from
@@ -165,6 +166,13 @@ def test_an_adsorbate_that_flew_off_is_not_valid(tiny_data, split, tmp_path):
         tiny_data, split, tmp_path, "--relaxed", split / "flown.npz", predictions="flown_p.npz"
     )
     assert report["anomalies"]["desorbed"] > 0
+    # Not for its energy alone: EMT's energy of what flew off is not taken at all.
+    place = {str(record["system_id"]) for record in every}
+    checked = check_by_emt(
+        [split / "flown_p.npz"], [split / "data.lmdb"], [split / "flown.npz"], place
+    )
+    assert all(checked.calls.values())
+    assert not any(checked.energies.values())
     assert "desorbed" in output
     assert report["splits"]["id"]["scores"]["ml_success"]["value"] == 0.0
     assert report["splits"]["id"]["scores"]["hybrid@5"]["value"] == 0.0
