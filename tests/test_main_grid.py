@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plugin_fixtures as fx
+from ocp_faenet.adapters import launch
 from ocp_faenet.adapters.collect import collect
 from ocp_faenet.adapters.launch import ClusterOptions, complete, write_manifest
 from ocp_faenet.adapters.launch import _parameters as parameters
@@ -449,3 +450,13 @@ def test_a_sweep_runs_in_turn_and_is_collected(config_yml, tmp_path, capfd, monk
     assert status == 0
     assert good["run"] in rows[0]
     assert bad["run"] in rows[1]
+
+
+def test_runs_on_one_machine_do_not_meet(monkeypatch):
+    """Several local ranks meet in a store of their own: a free port, an id that no other has."""
+    asked = []
+    monkeypatch.setattr(launch, "elastic_launch", lambda config, _: lambda _: asked.append(config))
+    for _ in range(2):
+        launch.run_here({"optim": {}}, 2)
+    assert [config.rdzv_endpoint for config in asked] == ["localhost:0"] * 2
+    assert len({config.run_id for config in asked} - {""}) == 2

@@ -298,6 +298,7 @@ def test_the_budget_is_what_is_left_at_the_rate_of_finished_runs(tmp_path, tiny_
         (folder / "result.json").write_text(json.dumps(content))
 
     finish(root / "scratch-seed7-of-another-length", 0.1)
+    finish(root / "scratch-seed8-that-measured-none", None)
     finish(tuned.stage.folder(root), 1.0)
     result = study(path, "--data", tiny_data, "--runs", root, "--budget")
     assert result.exit_code == 0, result.output
