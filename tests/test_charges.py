@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ocp_faenet.adapters.plan import read_plan
 from ocp_faenet.cli import main
-from ocp_faenet.cli.study import _own_data
+from ocp_faenet.cli.study_run import own_data
 from ocp_faenet.data import charges
 from ocp_faenet.data.generate import OutputError
 from ocp_faenet.data.pairs import periodic_pairs
@@ -82,5 +82,5 @@ def test_the_study_makes_its_data(tmp_path, monkeypatch):
     monkeypatch.setattr(charges, "SIZES", {"train": 2, "val_id": 1})
     plan = read_plan(ROOT / "configs" / "studies" / "long_range.yml")
     monkeypatch.chdir(tmp_path)
-    folder = _own_data(plan)
+    folder = own_data(plan)
     assert (folder / "is2re" / "val_id" / "data.lmdb").is_file()

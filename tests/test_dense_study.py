@@ -13,8 +13,8 @@ from ocp_faenet.adapters.dense_study import TOGETHER, dense_of, dense_references
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.cli import main
-from ocp_faenet.cli.study import shortened
 from ocp_faenet.cli.study_report import table_of
+from ocp_faenet.cli.study_run import shortened
 from ocp_faenet.data.dense_prepare import SPLITS, prepare_dense
 from ocp_faenet.metrics.dense import success
 

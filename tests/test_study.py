@@ -15,8 +15,8 @@ from ocp_faenet.adapters import measurements
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli import main
-from ocp_faenet.cli.study import shortened
 from ocp_faenet.cli.study_report import insert, markdown_of, report_of, value
+from ocp_faenet.cli.study_run import shortened
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yml"))

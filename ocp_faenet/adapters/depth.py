@@ -48,7 +48,7 @@ def diversity_by_layer(
     if model.config is None:
         raise TypeError("a model of the host's own has no layers that we know")
     dataset = open_records(src, model)
-    backbone = _backbone(model)
+    backbone = backbone_of(model)
     count = min(limit, len(dataset))
     for start in range(0, count, batch_size):
         records = [dataset[i] for i in range(start, min(start + batch_size, count))]
@@ -64,7 +64,8 @@ def diversity_by_layer(
         )
 
 
-def _backbone(model: HostModel) -> FAENetBackbone:
+def backbone_of(model: HostModel) -> FAENetBackbone:
+    """The layers of a FAENet, whatever its heads."""
     network = model.trainer._unwrapped_model
     network = getattr(network, "backbone", network)
     core = network.core
@@ -79,3 +80,14 @@ def last_layer_diversity(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, 
     found = torch.cat(list(diversity_by_layer(model, src, limit=STUDY_STRUCTURES)), dim=1)
     mean = found.nanmean(dim=1)
     return {"MAD, first interaction": float(mean[1]), "MAD, last": float(mean[-1])}
+
+
+def layers_diversity(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
+    """MAD of every layer on the study's first split, and its spread (measurement ``layers``)."""
+    model = open_faenet(Path(result["checkpoint"]))
+    src = Path(next(iter(spec.splits.values())))
+    found = torch.cat(list(diversity_by_layer(model, src, limit=STUDY_STRUCTURES)), dim=1)
+    found = found[:, found.isfinite().all(0)]
+    mean, spread = found.mean(1).tolist(), found.std(1, correction=0).tolist()
+    values = {f"MAD {layer}": value for layer, value in enumerate(mean)}
+    return values | {f"spread {layer}": value for layer, value in enumerate(spread)}

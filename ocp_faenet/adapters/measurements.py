@@ -9,7 +9,7 @@ from typing import Any
 
 from ocp_faenet.adapters.conservation_probe import conservation_of
 from ocp_faenet.adapters.dense_study import dense_of, dense_references
-from ocp_faenet.adapters.depth import last_layer_diversity
+from ocp_faenet.adapters.depth import last_layer_diversity, layers_diversity
 from ocp_faenet.adapters.runs import RunSpec, write_json
 from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
 
@@ -23,6 +23,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "symmetry": (symmetry_of, 2),
     "frames": (frames_of, 2),
     "mad": (last_layer_diversity, 1),
+    "layers": (layers_diversity, 1),
     "dense": (dense_of, 1),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from fairchem.core.common.utils import merge_dicts
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs
+from ocp_faenet.data.places import find_lmdb
 
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 
@@ -154,26 +156,25 @@ def read_plan(path: Path) -> StudyPlan:
         raise ValueError(f"{path}: {where}: {reason}") from error
 
 
-def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
+def specs_of(plan: StudyPlan, folder: Path, data: Path, size: str | None = None) -> list[RunSpec]:
     """The runs, every variant of the first seed before those of the second.
 
     Args:
         plan: the study.
         folder: where its file lies: paths of configurations are relative to it.
-        data: data set with ``{task}/{split}/data.lmdb``.
+        data: data set with ``{task}/{split}/data.lmdb``, or OC20 as it is downloaded.
+        size: of OC20's training set; see `find_lmdb`.
 
     Raises:
         ValueError: a configuration, an LMDB or a stage that is missing; a stage with another
             backbone than the variant that starts from it; a chain of variants.
     """
+    spec_of = partial(_spec, plan, folder, data, size)
     stages = {
-        key: replace(_spec(f"stages.{key}", stage, plan, folder, data), splits={})
+        key: replace(spec_of(f"stages.{key}", stage), splits={})
         for key, stage in plan.stages.items()
     }
-    variants = {
-        key: _spec(f"variants.{key}", variant, plan, folder, data)
-        for key, variant in plan.variants.items()
-    }
+    variants = {key: spec_of(f"variants.{key}", variant) for key, variant in plan.variants.items()}
     whole = {k: spec for k, spec in variants.items() if plan.variants[k].starts_from is None}
     starts = {**whole, **stages}
     specs = [
@@ -188,15 +189,17 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path) -> list[RunSpec]:
     ]
 
 
-def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Path) -> RunSpec:
+def _spec(
+    plan: StudyPlan, folder: Path, data: Path, size: str | None, where: str, variant: Variant
+) -> RunSpec:
     """The run of a variant or stage, with seed 0."""
-    held_out = data / (plan.evaluate or variant.task or plan.task)
-    source = {split: str(held_out / split / "data.lmdb") for split in plan.splits}
-    train = str(data / (variant.task or plan.task) / "train" / "data.lmdb")
-    size = count_records(train)
+    held_out = plan.evaluate or variant.task or plan.task
+    source = {split: str(find_lmdb(data, held_out, split)) for split in plan.splits}
+    train = str(find_lmdb(data, variant.task or plan.task, "train", size))
+    available = count_records(train)
     sample = variant.sample or plan.sample
-    if sample is not None and sample > size:
-        raise ValueError(f"sample: {sample} of the {size} structures of {train}")
+    if sample is not None and sample > available:
+        raise ValueError(f"sample: {sample} of the {available} structures of {train}")
     for path in source.values():
         count_records(path)
     dataset: dict[str, Any] = {"train": {"src": train}, "val": {"src": source[plan.splits[0]]}}
@@ -209,7 +212,7 @@ def _spec(where: str, variant: Variant, plan: StudyPlan, folder: Path, data: Pat
     overrides = merge_dicts(plan.overrides, variant.overrides)[0]
     overrides = merge_dicts(overrides, {"dataset": dataset})[0]
     spec = RunSpec(where.split(".", 1)[1], str(config), overrides, splits=source)
-    epochs = with_epochs(spec.config(), sample or size, variant.epochs or plan.epochs)
+    epochs = with_epochs(spec.config(), sample or available, variant.epochs or plan.epochs)
     return replace(spec, overrides=merge_dicts(overrides, epochs)[0])
 
 

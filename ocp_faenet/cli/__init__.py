@@ -22,6 +22,7 @@ VERBS = (
     "expressivity",
     "main",
     "relaxations",
+    "report",
     "scaling",
     "study",
     "submission",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -33,21 +35,46 @@ def plot(
     except tables.DenseTableError as error:
         raise BadInputError(str(error)) from error
     predicted = inputs.read_energies(predictions, places)
-    chosen = _chosen(systems, predicted, known)
+    chosen = chosen_systems(systems, predicted, known)
+    draw_energies(predicted, known, places, chosen, out)
+    click.echo(f"{', '.join(chosen)}: {out}")
+
+
+def draw_energies(
+    predicted: inputs.Predicted,
+    known: inputs.Targets,
+    places: Mapping[str, tables.Placement],
+    chosen: Sequence[str],
+    out: Path,
+) -> None:
+    """A panel for each of the systems ``chosen``.
+
+    Args:
+        predicted: energies in eV by system and configuration.
+        known: those of the reference.
+        places: what each system is.
+        chosen: systems, all of whose configurations have a prediction.
+        out: of the PNG.
+
+    Raises:
+        BadInputError: a configuration has none.
+    """
     inputs.refuse_missing(predicted, known, chosen, as_failures=False)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * min(len(chosen), 2), 3.2 * -(-len(chosen) // 2)))
+    columns, rows = min(len(chosen), 2), -(-len(chosen) // 2)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows))
     for place, system in enumerate(chosen, 1):
-        axes = figure.add_subplot(-(-len(chosen) // 2), min(len(chosen), 2), place)
+        axes = figure.add_subplot(rows, columns, place)
         names = sorted(known[system], key=lambda name, own=known[system]: (own[name], name))  # type: ignore[misc]
         reference = np.array([known[system][name] for name in names])
         model = np.array([predicted[system][name][0] for name in names])
         axes.axhspan(reference[0], reference[0] + 0.1, color="0.88")
         axes.plot(reference, "k.-", linewidth=1, label="reference")
-        axes.plot(model, "C0x", label="predicted")
+        axes.plot(model, "x", color="#0072B2", label="predicted")
         best = int(model.argmin())
-        axes.plot(best, model[best], "C3o", markersize=11, fillstyle="none", label="chosen")
+        ring: dict[str, Any] = {"color": "#D55E00", "markersize": 11, "fillstyle": "none"}
+        axes.plot(best, model[best], "o", label="chosen", **ring)
         entry = next(each for each in places.values() if each.system_id == system)
         axes.set_title(f"{system}: {entry.adsorbate} on {entry.mpid}", fontsize=10)
         axes.set_xlabel("configuration")
@@ -59,10 +86,16 @@ def plot(
     temporary = out.with_name(f".{out.stem}.tmp.png")
     figure.savefig(temporary, dpi=130)
     temporary.replace(out)
-    click.echo(f"{', '.join(chosen)}: {out}")
 
 
-def _chosen(systems: str | None, predicted: inputs.Predicted, targets: inputs.Targets) -> list[str]:
+def chosen_systems(
+    systems: str | None, predicted: inputs.Predicted, targets: inputs.Targets
+) -> list[str]:
+    """Those named, by commas, or the four with most configurations.
+
+    Raises:
+        BadInputError: one that has no predictions, or none that has.
+    """
     there = sorted(set(predicted) & set(targets), key=lambda name: (-len(targets[name]), name))
     if not there:
         raise BadInputError("no system has both predictions and targets")

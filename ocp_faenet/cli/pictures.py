@@ -17,9 +17,11 @@ Points = Sequence[tuple[float, float]]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure and forget it."""
+    """Write a figure, to a temporary name first, and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
     plt.close(figure)
 
 

@@ -1,0 +1,161 @@
+"""Training with and without each improvement: errors against epochs, of cached runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocp_faenet.cli.report_plan import DEPTH, EWALD, FORCES, FRAMES, Part, Setting
+from ocp_faenet.cli.study_run import Outcome
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants of a study, without and with an improvement.
+
+    Attributes:
+        title: the improvement.
+        part: the study.
+        metric: of the host's evaluator.
+        label: of the error, with its unit.
+        lines: labels of the two variants, the one without first.
+    """
+
+    title: str
+    part: Part
+    metric: str
+    label: str
+    lines: Mapping[str, str]
+
+
+PAIRS = (
+    Pair(
+        "Frame averaging",
+        FRAMES,
+        "energy_mae",
+        "energy MAE (eV)",
+        {"none": "without", "stochastic": "stochastic, evaluated det"},
+    ),
+    Pair(
+        "Ewald messages",
+        EWALD,
+        "energy_mae",
+        "energy MAE (eV)",
+        {"without": "without", "cutoff": "k_cutoff"},
+    ),
+    Pair(
+        "Noisy Nodes, 16 layers",
+        DEPTH,
+        "energy_mae",
+        "energy MAE (eV)",
+        {"plain_16": "without", "noisy_16": "Noisy Nodes"},
+    ),
+)
+FORCE_PAIRS = (
+    Pair(
+        "Energy conservation: forces",
+        FORCES,
+        "forces_mae",
+        "force MAE (eV/Å)",
+        {"direct_long": "direct", "gradient_target_long": "gradient target"},
+    ),
+    Pair(
+        "Energy conservation: energies",
+        FORCES,
+        "energy_mae",
+        "energy MAE (eV)",
+        {"direct_long": "direct", "gradient_target_long": "gradient target"},
+    ),
+)
+
+
+def make_curves(setting: Setting) -> dict[str, Any]:
+    """Curves of the improvements that energies show."""
+    return _make(setting, PAIRS, "curves.png")
+
+
+def make_force_curves(setting: Setting) -> dict[str, Any]:
+    """Curves of the loss of energy conservation."""
+    return _make(setting, FORCE_PAIRS, "force_curves.png")
+
+
+def _make(setting: Setting, pairs: Sequence[Pair], name: str) -> dict[str, Any]:
+    from ocp_faenet.cli.report_drawings import curves_picture
+
+    panels = [panel_of(pair, setting.outcome(pair.part)) for pair in pairs]
+    curves_picture(panels, setting.out / name)
+    command = setting.outcome(pairs[0].part).report["command"]
+    machine = setting.outcome(pairs[0].part).report["machine"]
+    return {"pictures": [name], "panels": panels, "command": command, "machine": machine}
+
+
+def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:
+    """Both lines of a panel: means over seeds of the error in training and on the first split."""
+    lines = []
+    for variant, label in pair.lines.items():
+        results = [result for _, result, _ in outcome.runs_of(variant)]
+        lines.append(
+            {
+                "label": label,
+                "train": mean_of([trained(result, pair.metric) for result in results]),
+                "val": mean_of([validated(result, pair.metric) for result in results]),
+                "seeds": len(results),
+            }
+        )
+    size = outcome.report["train_size"]
+    return {"title": pair.title, "label": pair.label, "train_size": size, "lines": lines}
+
+
+def trained(result: Mapping[str, Any], metric: str) -> Points:
+    """Mean over each epoch of what the log says of ``metric`` in training."""
+    by_epoch: dict[int, list[float]] = {}
+    for step, error in result["curves"].get(f"train/{metric}", ()):
+        by_epoch.setdefault(math.ceil(step / _per_epoch(result)), []).append(error)
+    return [(float(epoch), sum(found) / len(found)) for epoch, found in sorted(by_epoch.items())]
+
+
+def validated(result: Mapping[str, Any], metric: str) -> Points:
+    """Errors of each validation on the first split, and of the last weights at the end."""
+    points = {
+        step / _per_epoch(result): error
+        for step, error in result["curves"].get(f"val/{metric}", ())
+    }
+    first = next(iter(result["splits"].values()))
+    points[float(result["epochs"])] = first[metric]
+    return sorted(points.items())
+
+
+def mean_of(runs: Sequence[Points]) -> Points:
+    """The mean over runs, where all of them have a point."""
+    common = set.intersection(*({x for x, _ in points} for points in runs))
+    return [(x, sum(dict(points)[x] for points in runs) / len(runs)) for x in sorted(common)]
+
+
+def _per_epoch(result: Mapping[str, Any]) -> int:
+    return math.ceil(result["train_size"] / result["batch_size"])
+
+
+def render_curves(content: Mapping[str, Any]) -> str:
+    """The ends of the curves."""
+    lines = []
+    for panel in content["panels"]:
+        ends = ", ".join(f"{line['label']} {line['val'][-1][1]:.3f}" for line in panel["lines"])
+        seeds = max(line["seeds"] for line in panel["lines"])
+        lines.append(
+            f"- {panel['title']}: {panel['label']} on the first validation split after the last "
+            f"epoch: {ends} ({panel['train_size']:,} training structures, seeds: {seeds})."
+        )
+    return "\n".join(
+        [
+            "Solid: the first validation split. Dashed: the training set while it is learned, mean "
+            "of each epoch's log; noise on the structures is part of that. Means over seeds.",
+            "",
+            *lines,
+            "",
+            f"`{content['command']}`; {content['machine']}.",
+        ]
+    )
