@@ -53,7 +53,7 @@ def long_range(r: Tensor, alpha: float) -> Tensor:
 
 def coulomb_transform(k: Tensor) -> Tensor:
     """``4 pi / k²``, Å², of wave numbers ``k`` in Å⁻¹: the transform of ``1 / r``."""
-    return 4 * math.pi / k.square()
+    return k.square().reciprocal() * (4 * math.pi)
 
 
 def long_range_transform(k: Tensor, alpha: float) -> Tensor:
