@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -91,7 +92,7 @@ def test_a_failing_contender_does_not_stop_the_others():
     timings = measure(contenders, oc20_like(5, 2), training=True, repeats=3, warmup=1)
     assert len(timings["good"].seconds) == 3
     assert timings["good"].median > 0
-    assert timings["bad"].error == "too small"
+    assert timings["bad"].error == "RuntimeError: too small"
 
 
 def test_subsurface_atoms_are_removed_with_their_edges():
@@ -126,14 +127,50 @@ def test_verb_reports(tmp_path):
     [
         (["--models", "SchNett"], "'SchNett' is not known; one of"),
         (["--device", "quantum"], "is no device"),
+        (["--device", "meta"], "only cpu and cuda are timed"),
         (["--atoms", "ten"], "not a list of integers"),
         (["--batch", "0"], "at least 1"),
+        (["--plot", "times.pdf"], "pictures are PNG; call it times.png"),
+        (["--json", f"{__file__}/b.json"], f"--json {__file__}/b.json: "),
+        (["--mode", "relaxation", "--batch", "2"], "--batch says nothing to --mode relaxation"),
     ],
 )
 def test_verb_refuses(args, words):
     result = CliRunner().invoke(benchmark, args)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_processor_time_of_many_threads_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    result = CliRunner().invoke(benchmark, ["--clock", "cpu"])
+    assert result.exit_code == 2
+    assert "the times of 2 threads would add up; add --threads 1" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--models", "SchNet"], "'SchNet' is not known (the peers need fairchem-core, which is"),
+        (["--mode", "relaxation"], "--mode relaxation needs fairchem-core"),
+    ],
+)
+def test_verb_without_the_host(args, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fairchem", None)
+    result = CliRunner().invoke(benchmark, args)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_one_atom_is_timed_and_what_takes_too_long_is_not():
+    args = ["--atoms", "1", "--batch", "1", "--repeats", "1", "--mode", "inference", "--models"]
+    result = CliRunner().invoke(benchmark, [*args, "FAENet, all (4)"])
+    assert result.exit_code == 0, result.output
+    assert "failed" not in result.output
+    result = CliRunner().invoke(benchmark, [*args, "FAENet, no frames", "--longest", "1e-9"])
+    assert result.exit_code == 2
+    assert re.search(r"failed: a pass takes \d+ s, more than 1e-09", result.output)
+    assert result.output.endswith("no model could be timed; the table says why\n")
 
 
 def test_models_need_no_host():

@@ -7,7 +7,7 @@ search, the model's energy and forces, and the optimiser's own work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from ocp_faenet.adapters.model import FAENet
 from ocp_faenet.adapters.peers import host_model
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.published import S2EF
-from ocp_faenet.models.timing import Timing, synchronise
+from ocp_faenet.models.timing import Timing, one_line, synchronise
 
 #: FAENet as published for S2EF, beside the host's models as trained there.
 PEERS = ("SchNet", "PaiNN")
@@ -96,20 +96,33 @@ def relaxation_steps(
     """Time ``steps`` optimiser steps of each model on the one structure of ``graph``, in turn."""
     device = graph.positions.device
     timings = {name: Timing() for name in made}
-    runs = {}
-    for name, module in made.items():
-        atoms = to_atoms(graph)
-        atoms.calc = ModelCalculator(module, device)
-        # Steps go on as long as any atom feels more than fmax; random weights do not end them.
-        optimizer = FIRE(atoms, logfile=None, maxstep=MAX_STEP, dt=0.01)
-        runs[name] = optimizer.irun(fmax=0.0, steps=steps + warmup)
+    runs = {
+        name: _relaxation(module, to_atoms(graph), device, steps + warmup)
+        for name, module in made.items()
+    }
     for step in range(steps + warmup):
-        for name, run in runs.items():
+        for name, run in list(runs.items()):
             synchronise(device)
             start = clock()
-            next(run)
+            try:
+                next(run)
+            except Exception as error:  # the other models go on
+                timings[name] = Timing(error=one_line(error))
+                del runs[name]
+                progress(steps - max(0, step - warmup))
+                continue
             synchronise(device)
             if step >= warmup:
                 timings[name].seconds.append(clock() - start)
                 progress(1)
     return timings
+
+
+def _relaxation(
+    module: torch.nn.Module, atoms: Atoms, device: torch.device, steps: int
+) -> Iterator[object]:
+    atoms.calc = ModelCalculator(module, device)
+    # Steps go on as long as any atom feels more than fmax; random weights do not end them.
+    optimizer = FIRE(atoms, logfile=None, maxstep=MAX_STEP, dt=0.01)
+    found: Iterator[object] = optimizer.irun(fmax=0.0, steps=steps)
+    return found

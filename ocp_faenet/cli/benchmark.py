@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
+from click.core import ParameterSource
 from tqdm import tqdm
 
+from ocp_faenet.cli.benchmark_report import row_of, table_of
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import machine_class, markdown_table, write_json
+from ocp_faenet.cli.output import machine_class, write_json
 from ocp_faenet.models.contenders import all_faenets, usual_faenets
 from ocp_faenet.models.synthetic import oc20_like
-from ocp_faenet.models.timing import Contender, Timing, measure, peak_gflops
+from ocp_faenet.models.timing import Contender, measure, peak_gflops
 
 Maker = Callable[[torch.device | str], Contender]
+Model = TypeVar("Model")
 MODES = {"inference": False, "training": True}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class Numbers(click.ParamType):
@@ -75,8 +82,8 @@ class Numbers(click.ParamType):
     help="Seconds of a pass beyond which a model is left out.",
 )  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Time by atoms, PNG.")
+@click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
+@click.option("--plot", type=_FILE, help="Time by atoms, PNG.")
 def benchmark(
     atoms: list[int],
     batch: list[int],
@@ -99,23 +106,27 @@ def benchmark(
     if threads:
         torch.set_num_threads(threads)
     where = _device(device)
-    if clock == "cpu" and where.type != "cpu":
-        raise BadInputError("--clock cpu: a GPU's work takes no processor time; use --clock wall")
-    peak = peak_gflops(where, clock=CLOCKS[clock])
+    _check_clock(clock, where)
+    _check_outputs(json_file, plot)
     if mode == "relaxation":
-        rows = _relaxations(atoms, models, repeats, CLOCKS[clock], where)
+        time_rows = partial(_relaxations, _relaxing(models))
     else:
-        modes = list(MODES) if mode == "both" else [mode]
-        rows = _passes(atoms, batch, modes, models, repeats, CLOCKS[clock], longest, where, peak)
+        time_rows = partial(_passes, _chosen(models))
+    modes = list(MODES) if mode == "both" else [mode]
+    peak = peak_gflops(where, clock=CLOCKS[clock])
+    how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak)
+    rows = time_rows(how)
     device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else machine_class()
     head = f"{device_name}, {torch.get_num_threads()} threads; best matrix product seen: "
     click.echo(f"{head}{peak:.0f} GFLOP/s; medians of {repeats}, interleaved, {clock} time\n")
-    click.echo(_table(rows))
+    click.echo(table_of(rows))
     if json_file:
         machine = {"name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak}
         write_json(
             json_file, {"machine": machine, "repeats": repeats, "clock": clock, "rows": rows}
         )
+    if all(row["error"] for row in rows):
+        raise BadInputError("no model could be timed; the table says why")
     if plot:
         from ocp_faenet.cli.benchmark_plot import plot_times
 
@@ -123,58 +134,65 @@ def benchmark(
         click.echo(f"\n{plot}")
 
 
-def _passes(
-    atoms: list[int],
-    batch: list[int],
-    modes: list[str],
-    models: tuple[str, ...],
-    repeats: int,
-    clock: Callable[[], float],
-    longest: float,
-    where: torch.device,
-    peak: float,
-) -> list[dict[str, Any]]:
-    makers = _chosen(models)
+@dataclass(frozen=True)
+class Measurement:
+    """What is timed, and how; as the options say."""
+
+    atoms: list[int]
+    batch: list[int]
+    modes: list[str]
+    repeats: int
+    clock: Callable[[], float]
+    longest: float
+    where: torch.device
+    peak: float
+
+
+def _passes(makers: Mapping[str, Maker], how: Measurement) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    total = len(atoms) * len(batch) * len(modes) * repeats * len(makers)
+    total = len(how.atoms) * len(how.batch) * len(how.modes) * how.repeats * len(makers)
     with tqdm(total=total, desc="benchmark", file=sys.stderr) as bar:
-        contenders = [make(where) for make in makers.values()]
-        for size, graphs in itertools.product(atoms, batch):
-            graph = oc20_like(size, graphs, device=where)
-            for name in modes:
+        contenders = [make(how.where) for make in makers.values()]
+        for size, graphs in itertools.product(how.atoms, how.batch):
+            graph = oc20_like(size, graphs, device=how.where)
+            edges = graph.edge_index.shape[1]
+            for mode in how.modes:
                 timings = measure(
-                    contenders, graph, training=MODES[name], repeats=repeats, longest=longest,
-                    clock=clock, progress=bar.update,
+                    contenders, graph, training=MODES[mode], repeats=how.repeats,
+                    longest=how.longest, clock=how.clock, progress=bar.update,
                 )  # fmt: skip
-                edges = graph.edge_index.shape[1]
                 for contender in contenders:
-                    timing = timings[contender.name]
-                    rows.append(_row(contender, timing, name, size, graphs, edges, peak))
+                    name, timing = contender.name, timings[contender.name]
+                    parameters = _parameters(contender.module)
+                    rows.append(
+                        row_of(name, mode, size, graphs, edges, parameters, timing, how.peak)
+                    )
     return rows
 
 
 def _relaxations(
-    atoms: list[int],
-    models: tuple[str, ...],
-    repeats: int,
-    clock: Callable[[], float],
-    where: torch.device,
+    makers: Mapping[str, Callable[[], torch.nn.Module]], how: Measurement
 ) -> list[dict[str, Any]]:
-    if importlib.util.find_spec("fairchem") is None:
-        raise BadInputError("--mode relaxation needs fairchem-core and ASE; install the plugin")
-    from ocp_faenet.adapters.relax_speed import modules, relaxation_steps
+    from ocp_faenet.adapters.relax_speed import relaxation_steps
 
-    made = {name: make().to(where) for name, make in _named(modules(), models).items()}
+    made = {name: make().to(how.where) for name, make in makers.items()}
     rows = []
-    with tqdm(total=len(atoms) * repeats * len(made), desc="benchmark", file=sys.stderr) as bar:
-        for size in atoms:
-            graph = oc20_like(size, 1, device=where)
-            timings = relaxation_steps(made, graph, repeats, clock=clock, progress=bar.update)
+    total = len(how.atoms) * how.repeats * len(made)
+    with tqdm(total=total, desc="benchmark", file=sys.stderr) as bar:
+        for size in how.atoms:
+            graph = oc20_like(size, 1, device=how.where)
             edges = graph.edge_index.shape[1]
+            timings = relaxation_steps(
+                made, graph, how.repeats, clock=how.clock, progress=bar.update
+            )
             for name, timing in timings.items():
-                parameters = sum(p.numel() for p in made[name].parameters())
-                rows.append(_start(name, "relaxation", size, 1, edges, parameters, timing))
+                parameters = _parameters(made[name])
+                rows.append(row_of(name, "relaxation", size, 1, edges, parameters, timing))
     return rows
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _device(name: str) -> torch.device:
@@ -182,15 +200,46 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadInputError(f"--device {name!r} is no device; cpu, cuda or cuda:<i>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadInputError(f"--device {name!r}: only cpu and cuda are timed")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInputError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInputError(f"--device {name}: {torch.cuda.device_count()} GPUs, counted from 0")
     return device
+
+
+def _check_clock(clock: str, where: torch.device) -> None:
+    if clock == "wall":
+        return
+    if where.type != "cpu":
+        raise BadInputError("--clock cpu: a GPU's work takes no processor time; use --clock wall")
+    if torch.get_num_threads() > 1:
+        raise BadInputError(
+            f"--clock cpu: the times of {torch.get_num_threads()} threads would add up; "
+            "add --threads 1, or use --clock wall"
+        )
+
+
+def _check_outputs(json_file: Path | None, plot: Path | None) -> None:
+    """Refused before the work, not after it."""
+    for option, path in (("--json", json_file), ("--plot", plot)):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"{option} {path}: {error.strerror}") from None
+        if not os.access(path.parent, os.W_OK):
+            raise BadInputError(f"{option} {path}: {path.parent} cannot be written to")
+    if plot is not None and plot.suffix != ".png":
+        raise BadInputError(f"--plot {plot}: pictures are PNG; call it {plot.stem}.png")
 
 
 def _chosen(names: tuple[str, ...]) -> dict[str, Maker]:
     known: dict[str, Maker] = dict(all_faenets())
     here = bool(names) and all(name in known for name in names)
-    if not here and importlib.util.find_spec("fairchem") is not None:
+    if not here and _host():
         from ocp_faenet.adapters.peers import all_peers
 
         known.update(all_peers())
@@ -202,76 +251,29 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Maker]:
     return {name: make for name, make in known.items() if name in usual or "FAENet," not in name}
 
 
-def _named(known: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _relaxing(names: tuple[str, ...]) -> dict[str, Callable[[], torch.nn.Module]]:
+    context = click.get_current_context()
+    for option in ("batch", "longest"):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise BadInputError(f"--{option} says nothing to --mode relaxation; leave it out")
+    if not _host():
+        raise BadInputError("--mode relaxation needs fairchem-core and ASE; install the plugin")
+    from ocp_faenet.adapters.relax_speed import modules
+
+    return _named(modules(), names)
+
+
+def _host() -> bool:
+    return importlib.util.find_spec("fairchem") is not None
+
+
+def _named(known: Mapping[str, Model], names: tuple[str, ...]) -> dict[str, Model]:
     unknown = [name for name in names if name not in known]
     if unknown:
+        there = "" if _host() else " (the peers need fairchem-core, which is not installed)"
         listed = "; ".join(known)
-        raise BadInputError(f"--models {unknown[0]!r} is not known; one of: {listed}")
+        raise BadInputError(f"--models {unknown[0]!r} is not known{there}; one of: {listed}")
     return {name: known[name] for name in names or known}
-
-
-def _row(
-    contender: Contender,
-    timing: Timing,
-    mode: str,
-    atoms: int,
-    graphs: int,
-    edges: int,
-    peak: float,
-) -> dict[str, Any]:
-    parameters = sum(p.numel() for p in contender.module.parameters())
-    row = _start(contender.name, mode, atoms, graphs, edges, parameters, timing)
-    if timing.error is None:
-        row |= {
-            "gflop": timing.gflop,
-            "share_of_peak": timing.gflop / timing.median / peak,
-            "peak_mib": None if timing.peak_bytes is None else timing.peak_bytes / 2**20,
-        }
-    return row
-
-
-def _start(
-    model: str, mode: str, atoms: int, graphs: int, edges: int, parameters: int, timing: Timing
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "model": model, "mode": mode, "atoms": atoms, "batch": graphs, "edges": edges,
-        "parameters": parameters, "error": timing.error,
-    }  # fmt: skip
-    if timing.error is None:
-        row |= {
-            "seconds": timing.median,
-            "all_seconds": timing.seconds,
-            "samples_per_second": graphs / timing.median,
-        }
-    return row
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    header = [
-        "model", "mode", "atoms", "batch", "samples/s", "ms/batch", "GFLOP", "of peak", "MiB",
-    ]  # fmt: skip
-    lines = []
-    for row in rows:
-        start = [row["model"], row["mode"], str(row["atoms"]), str(row["batch"])]
-        if row["error"]:
-            lines.append([*start, f"failed: {row['error']}", "", "", "", ""])
-            continue
-        lines.append(
-            [
-                *start,
-                f"{row['samples_per_second']:.3g}",
-                f"{1e3 * row['seconds']:.4g}",
-                *_number(row, "gflop", "{:.3g}"),
-                *_number(row, "share_of_peak", "{:.0%}"),
-                *_number(row, "peak_mib", "{:.0f}"),
-            ]
-        )
-    return markdown_table(header, lines)
-
-
-def _number(row: dict[str, Any], key: str, form: str) -> list[str]:
-    value = row.get(key)
-    return ["-" if value is None else form.format(value)]
 
 
 if __name__ == "__main__":

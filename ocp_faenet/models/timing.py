@@ -89,8 +89,8 @@ def measure(
                 steps[contender.name] = run
             else:
                 timing.error = f"a pass takes {taken:.0f} s, more than {longest:g}"
-        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
-            timing.error = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        except Exception as error:  # whatever a peer raises is said in the table
+            timing.error = one_line(error)
         if timing.error is not None:
             progress(repeats)
     for _ in range(repeats):
@@ -98,6 +98,12 @@ def measure(
             timings[name].seconds.append(_timed(run, device, clock))
             progress(1)
     return timings
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, in a cell of a table."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}"[:120] if lines else type(error).__name__
 
 
 def _timed(run: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:

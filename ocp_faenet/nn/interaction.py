@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from ocp_faenet.geometry.segments import segment_sum
 from ocp_faenet.nn.activations import Activation
-from ocp_faenet.nn.convolution import Messages, convolve
-from ocp_faenet.nn.edges import EdgeFeatures
+from ocp_faenet.nn.convolution import convolve
+from ocp_faenet.nn.edge_features import EdgeFeatures
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.kept import Kept
+from ocp_faenet.nn.messages import Messages, Operands
 from ocp_faenet.nn.norm import GraphNorm
 from ocp_faenet.nn.topology import Topology
 
@@ -76,9 +77,10 @@ class EdgeConvolution(nn.Module):
                 (radial_weight,), (table,), lambda: F.linear(table, radial_weight)
             )
         matrices = edges.projected(self.linear.weight[:, :split], self.kept_directional)
-        out = convolve(
-            x.flatten(0, 1), edges.factors, matrices, atoms, atom_rows, radial, messages, self.act
+        operands = Operands(
+            x.flatten(0, 1), edges.factors, matrices, atoms, atom_rows, radial, messages
         )
+        out = convolve(operands, self.act)
         return out.view(edges.num_frames, -1, out.shape[-1])
 
 

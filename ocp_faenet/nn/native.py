@@ -1,9 +1,9 @@
 """The compiled pass of the convolution: built at first use, and done without where it cannot be.
 
-`kernels.cpp` is 300 lines of C++ without dependencies. The first convolution of a process looks
-for its compiled form in the user's cache folder, or compiles it there in a second or two; the file
-name holds a hash of the source, the compiler and the processor. Without a compiler, with one that
-fails, or with ``OCP_FAENET_NATIVE=0`` in the environment, PyTorch's operations do the same work.
+`kernels.cpp` is C++ without dependencies. The first convolution of a process looks for its compiled
+form in the cache folder of the user, or compiles it there in a second or two; the file name holds a
+hash of the source, the compiler and the processor. Without a compiler, with one that fails, or with
+``OCP_FAENET_NATIVE=0`` in the environment, PyTorch's operations do the same work.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ocp_faenet.nn.convolution import Messages, Taps
     from ocp_faenet.nn.ewald import WaveGroup
+    from ocp_faenet.nn.messages import Operands, Slopes
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +49,17 @@ BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
 EWALD: list[Any] = [I64, INT, *[I64] * 6, INT, INT, I64, *[P] * 9]
 
 
-def pass_for(x: Tensor, atom_rows: Tensor, radial: Taps | None) -> NativePass | None:
-    """The compiled pass over ``x`` ``(X, C)``, or ``None`` where it does not apply."""
+def pass_for(operands: Operands) -> NativePass | None:
+    """The compiled pass over the operands, or ``None`` where it does not apply."""
+    radial = operands.messages.radial
     taps = 0 if radial is None else radial.rows.shape[1]
-    fits = atom_rows.shape[1] in ATOM_ROWS and taps in RADIAL_ROWS
-    if x.dtype is not torch.float32 or not fits:
+    fits = operands.atom_rows.shape[1] in ATOM_ROWS and taps in RADIAL_ROWS
+    if operands.x.dtype is not torch.float32 or not fits:
         return None
     found = None if _switched_off else library()
-    if found is None or x.shape[1] % found.faenet_lanes():
+    if found is None or operands.channels % found.faenet_lanes():
         return None
-    return NativePass(found, x.shape[1], atom_rows.shape[1], taps)
+    return NativePass(found, operands)
 
 
 _switched_off = False
@@ -76,55 +77,52 @@ def switched_off() -> Iterator[None]:
 
 
 class NativePass:
-    """The convolution, compiled; arguments as there, all tensors contiguous."""
+    """`blocked.BlockedPass`, compiled; all tensors contiguous."""
 
-    def __init__(self, found: ctypes.CDLL, channels: int, atom_rows: int, taps: int) -> None:
-        self.library = found
+    def __init__(self, found: ctypes.CDLL, operands: Operands) -> None:
+        self.library, self.operands = found, operands
+        channels, radial = operands.channels, operands.messages.radial
         # A thread for every four cache lines of channels; more would wait for each other.
         threads = max(1, min(torch.get_num_threads(), channels // 64))
-        self.sizes = (channels, threads, atom_rows, taps)
+        taps = 0 if radial is None else radial.rows.shape[1]
+        self.sizes = (channels, threads, operands.atom_rows.shape[1], taps)
 
-    def forward(
-        self,
-        x: Tensor,
-        features: Tensor,
-        matrices: Tensor,
-        atoms: Tensor,
-        atom_rows: Tensor,
-        radial: Tensor | None,
-        messages: Messages,
-        saved: Tensor | None,
-    ) -> Tensor:
-        """The whole convolution; filters before activation go to ``saved`` ``(M / G, G C)``."""
+    def forward(self, saved: Tensor | None) -> Tensor:
+        """``(num_targets, C)``; filters before activation go to ``saved`` ``(M / G, G C)``."""
+        x, features, matrices, atoms, _, radial, messages = self.operands
         out = x.new_zeros(messages.num_targets, x.shape[1])
         self.library.faenet_forward(
             *self.sizes, messages.together, features.shape[1], len(messages.counts),
             messages.ends.data_ptr(), features.data_ptr(), matrices.data_ptr(), x.data_ptr(),
-            atoms.data_ptr(), _pointer(radial), *_rows(0, atom_rows, messages),
-            _pointer(saved), out.data_ptr(),
+            atoms.data_ptr(), _pointer(radial), *self._rows(0), _pointer(saved), out.data_ptr(),
         )  # fmt: skip
         return out
 
-    def backward(
-        self,
-        begin: int,
-        end: int,
-        z: Tensor,
-        grad: Tensor,
-        x: Tensor,
-        atom_rows: Tensor,
-        messages: Messages,
-        dz: Tensor,
-        dx: Tensor,
-        datoms: Tensor,
-        dradial: Tensor | None,
-    ) -> None:
-        """Write ``dz`` ``(n, G C)`` of rows ``[begin, end)``, and add to what was gathered."""
+    def backward(self, begin: int, z: Tensor, grad: Tensor, dz: Tensor, slopes: Slopes) -> None:
+        """As there."""
         self.library.faenet_backward(
-            end - begin, *self.sizes, messages.together, z.data_ptr(), grad.data_ptr(),
-            x.data_ptr(), *_rows(begin, atom_rows, messages), dz.data_ptr(), dx.data_ptr(),
-            datoms.data_ptr(), _pointer(dradial),
+            len(z), *self.sizes, self.operands.messages.together, z.data_ptr(), grad.data_ptr(),
+            self.operands.x.data_ptr(), *self._rows(begin), dz.data_ptr(), slopes.x.data_ptr(),
+            slopes.atoms.data_ptr(), _pointer(slopes.radial),
         )  # fmt: skip
+
+    def _rows(self, begin: int) -> tuple[int | None, ...]:
+        """Addresses of the indices from row ``begin`` of the features on."""
+        atom_rows, messages = self.operands.atom_rows, self.operands.messages
+        radial, first = messages.radial, begin * messages.together
+        of_radial: tuple[int | None, int | None] = (None, None)
+        if radial is not None:
+            before = radial.rows.shape[1] * begin
+            of_radial = (
+                radial.rows.data_ptr() + 8 * before,
+                radial.weights.data_ptr() + 4 * before,
+            )
+        return (
+            messages.source.data_ptr() + 8 * first,
+            messages.target.data_ptr() + 8 * first,
+            atom_rows.data_ptr() + 8 * atom_rows.shape[1] * first,
+            *of_radial,
+        )
 
 
 def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
@@ -198,18 +196,6 @@ def ewald_group(
         filters.data_ptr(), pointers, h.data_ptr(), short.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return True
-
-
-def _rows(begin: int, atom_rows: Tensor, messages: Messages) -> tuple[int | None, ...]:
-    """Addresses of the indices from row ``begin`` of the features on."""
-    radial, first = messages.radial, begin * messages.together
-    return (
-        messages.source.data_ptr() + 8 * first,
-        messages.target.data_ptr() + 8 * first,
-        atom_rows.data_ptr() + 8 * atom_rows.shape[1] * first,
-        None if radial is None else radial.rows.data_ptr() + 8 * radial.rows.shape[1] * begin,
-        None if radial is None else radial.weights.data_ptr() + 4 * radial.rows.shape[1] * begin,
-    )
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
