@@ -26,7 +26,7 @@ format: setup ## ruff's fixes and formatting, in place
 	$(VENV_BIN)/ruff format .
 
 test: setup ## the tests, two at a time (WORKERS=, PYTEST_ARGS=)
-	$(IN_VENV) OMP_NUM_THREADS=1 $(VENV_BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(IN_VENV) OMP_NUM_THREADS=1 $(VENV_BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 demo: setup ## embedded data, training, validation, predictions, pictures (DEMO_ARGS=)
 	$(IN_VENV) $(VENV_BIN)/ocp-faenet demo $(DEMO_ARGS)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from plugin_fixtures import once, one_thread
-
 
 @pytest.fixture(autouse=True)
 def no_process_group_left() -> Iterator[None]:
@@ -34,6 +32,8 @@ def tiny_data(tmp_path_factory) -> Path:
     if ready:
         return Path(ready)
 
+    from plugin_fixtures import once, one_thread  # the host is imported where it is needed
+
     def build(folder: Path) -> None:
         command = [str(Path(sys.executable).with_name("ocp-faenet")), "data", "emt"]
         command += [str(folder / "data"), "--preset", "tiny"]
@@ -47,6 +47,7 @@ def tiny_data(tmp_path_factory) -> Path:
 def accident_data(tmp_path_factory) -> Path:
     """``train/`` and ``test/data.lmdb`` of the runs that meet with accidents."""
     import faults
+    from plugin_fixtures import once
 
     return once(shared_folder(tmp_path_factory) / "accident-data", faults.write_data)
 
@@ -55,6 +56,7 @@ def accident_data(tmp_path_factory) -> Path:
 def undisturbed(accident_data, tmp_path_factory) -> Path:
     """Run ``whole`` of `faults`, to which nothing happens."""
     import faults
+    from plugin_fixtures import once
 
     def build(folder: Path) -> None:
         config = faults.write_config(folder / "config.yml", accident_data)

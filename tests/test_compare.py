@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -102,21 +103,30 @@ def test_failed_run_is_named(tmp_path, tiny_data):
     assert load_result(bad.folder(tmp_path)) is None
 
 
-def test_killed_run_goes_on(tmp_path, tiny_data):
+def test_a_killed_study_leaves_no_run_behind_and_goes_on(tmp_path, tiny_data):
     long = spec(tiny_data, optim={"max_epochs": 400, "checkpoint_every": 1, "eval_every": 1200})
     folder = long.folder(tmp_path)
-    job = pool._start(long, folder)
     checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
+    call = "import sys; from pathlib import Path; from ocp_faenet.adapters import pool; "
+    call += "from ocp_faenet.adapters.runs import RunSpec; "
+    call += "pool.run_cached(RunSpec.from_json(sys.argv[1]), Path(sys.argv[2]))"
+    study = subprocess.Popen([sys.executable, "-c", call, long.to_json(), str(tmp_path)])
     try:
-        wait_for(lambda: checkpoint.is_file() and (folder / "progress.json").is_file(), job)
+        wait_for(lambda: checkpoint.is_file() and (folder / "progress.json").is_file(), study)
+        with (folder / "lock").open("r+") as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            study.kill()
+            fcntl.flock(lock, fcntl.LOCK_EX)  # or the test's time runs out
     finally:
-        os.kill(job.process.pid, signal.SIGKILL)
-        job.process.wait()
+        study.kill()
+        study.wait()
     assert load_result(folder) is None
     progress = json.loads((folder / "progress.json").read_text())
     short = replace(long, overrides={**long.overrides, "optim": {"max_epochs": 1}})
     (folder / "spec.json").write_text(short.to_json())  # the rest would take too long
-    result = subprocess.run(job.process.args, capture_output=True, text=True)
+    command = [sys.executable, "-m", "ocp_faenet.adapters.worker", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     done = load_result(folder)
     assert done["training"]["resumed_at_step"] >= 1
@@ -124,10 +134,10 @@ def test_killed_run_goes_on(tmp_path, tiny_data):
     assert done["training"]["cpu_seconds"] >= progress["cpu_seconds"]
 
 
-def wait_for(condition, job, seconds: float = 240.0) -> None:
+def wait_for(condition, process, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert job.process.poll() is None, (job.folder / "log.txt").read_text()[-2000:]
+        assert process.poll() is None, "the study ended"
         assert time.monotonic() < end, "no checkpoint"
         time.sleep(0.2)
 
@@ -169,7 +179,7 @@ def test_compare_and_its_cache(tmp_path, tiny_data, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("a finished run was started again")
 
-    monkeypatch.setattr(subprocess, "Popen", never)
+    monkeypatch.setattr(pool, "_start", never)
     again = compare(*arguments)
     assert again.exit_code == 0
     assert json.loads(out.read_text()) == report

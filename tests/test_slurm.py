@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def absence() -> str:
     """Why there is no SLURM to test with, or nothing. Never the queue of a real cluster."""
     if shutil.which("scontrol") is None:
         return "no SLURM here: tests/slurm/slurm.sh install, then start, as root"
+    try:  # scontrol would ask for seconds
+        socket.create_connection(("localhost", 6817), timeout=2).close()
+    except OSError:
+        return "SLURM does not answer here: tests/slurm/slurm.sh start, as root"
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
     if shown.returncode != 0:
         return "SLURM does not answer: tests/slurm/slurm.sh start, as root"
