@@ -44,6 +44,19 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dense_tiny(tiny_data, tmp_path_factory) -> Path:
+    """The tiny set with the splits of its dense part, which are not in the one that is shared."""
+    from ocp_faenet.data.dense_prepare import prepare_dense
+
+    data = tmp_path_factory.mktemp("prepared") / "tiny"
+    data.mkdir()
+    for path in tiny_data.iterdir():
+        (data / path.name).symlink_to(path)
+    prepare_dense(data)
+    return data
+
+
+@pytest.fixture(scope="session")
 def accident_data(tmp_path_factory) -> Path:
     """``train/`` and ``test/data.lmdb`` of the runs that meet with accidents."""
     import faults

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.build import fcc111
+from click.testing import CliRunner, Result
+
+from ocp_faenet.cli import main
+from ocp_faenet.data.unpickle import restricted_loads
 
 #: What fairchem's `dense_eval.py` (with and without ``--ml-success``) printed for `adsorbml_case`
 #: by seed: success in % and the speed-ups by SCF and ionic steps for k = 1 to 5, the shares "much
@@ -54,6 +58,32 @@ RECORDED: dict[int, dict[str, Any]] = {
         "ml_success": 65.0,
     },
 }
+
+
+def dense(*args: object) -> Result:
+    """``ocp-faenet dense`` with these arguments."""
+    return CliRunner().invoke(main, ["dense", *map(str, args)])
+
+
+def refusal(done: Result) -> str:
+    """The one line with which a command refused its input, exit code 2."""
+    assert done.exit_code == 2, done.output
+    lines = [line for line in done.output.strip().splitlines() if "Warning" not in line]
+    assert len(lines) == 1, done.output
+    return str(lines[0])
+
+
+def split_args(tiny: Path) -> list[object]:
+    """Of `dense split` on the tiny set, OUT to come."""
+    return [
+        "split", "--data", tiny / "dense" / "data.lmdb", "--validation", tiny / "is2re",
+        "--oc20-mapping", tiny / "oc20_data_mapping.pkl",
+    ]  # fmt: skip
+
+
+def table(tiny: Path, name: str) -> dict[Any, Any]:
+    """One of the tiny set's dense tables."""
+    return dict(restricted_loads((tiny / "dense" / f"oc20dense_{name}.pkl").read_bytes()))
 
 
 def adsorbml_case(seed: int) -> dict[str, dict[Any, Any]]:

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dense_cases import RECORDED, adsorbml_case, slow_success, write
-from ocp_faenet.cli import main
+from dense_cases import (
+    RECORDED,
+    adsorbml_case,
+    dense,
+    refusal,
+    slow_success,
+    split_args,
+    table,
+    write,
+)
 from ocp_faenet.data.dense_membership import (
     DenseSplit,
     Members,
@@ -33,19 +40,6 @@ from ocp_faenet.metrics.bootstrap import ratio
 from ocp_faenet.metrics.dense import TOP_K, Calls, Candidate, perfect, random_choice, scores
 from ocp_faenet.metrics.ranks import spearman
 
-
-def dense(*args: object):
-    return CliRunner().invoke(main, ["dense", *map(str, args)])
-
-
-def refused(done, message: str) -> None:
-    """One line that says ``message``, exit code 2."""
-    assert done.exit_code == 2, done.output
-    assert message in done.output, done.output
-    lines = [line for line in done.output.strip().splitlines() if "Warning" not in line]
-    assert len(lines) == 1, done.output
-
-
 # Scores
 
 
@@ -54,7 +48,7 @@ def test_the_scores_are_those_of_dense_eval(tmp_path, seed):
     paths = write(tmp_path, adsorbml_case(seed))
     args = ["evaluate", "--targets", paths["targets"], "--mapping", paths["mapping"]]
     args += ["--compute", paths["compute"], "--predictions", paths["results"]]
-    refused(dense(*args), "configurations have no prediction")
+    assert "configurations have no prediction" in refusal(dense(*args))
     done = dense(*args, "--missing", "fail", "--json", tmp_path / "r.json")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "r.json").read_text())
@@ -251,17 +245,6 @@ def tiny_splits(tiny_data, tmp_path_factory) -> Path:
     return out
 
 
-def split_args(tiny: Path) -> list[object]:
-    return [
-        "split", "--data", tiny / "dense" / "data.lmdb", "--validation", tiny / "is2re",
-        "--oc20-mapping", tiny / "oc20_data_mapping.pkl",
-    ]  # fmt: skip
-
-
-def table(tiny: Path, name: str):
-    return restricted_loads((tiny / "dense" / f"oc20dense_{name}.pkl").read_bytes())
-
-
 def oc20_sets(tiny: Path) -> dict[str, tuple[set[str], set[str]]]:
     """Adsorbates and bulks by folder of the tiny set's `is2re`."""
     known = restricted_loads((tiny / "oc20_data_mapping.pkl").read_bytes())
@@ -371,131 +354,3 @@ def test_losses_have_their_reasons(tiny_data, tmp_path):
     assert summary["targets_without_record"] == 1 + sum(
         len(own) for system, own in tables["targets"].items() if system[0] in "34"
     )
-
-
-# Bad input
-
-
-@pytest.fixture(scope="module")
-def good(tiny_data, tiny_splits, tmp_path_factory) -> dict[str, object]:
-    """Options of a good evaluation, by name."""
-    folder = tmp_path_factory.mktemp("good")
-    mapping, targets = table(tiny_data, "mapping"), table(tiny_data, "targets")
-    ids = [
-        sid for sid, entry in mapping.items()
-        if entry["config_id"] in dict(targets[entry["system_id"]])
-    ]  # fmt: skip
-    energy = [dict(targets[mapping[i]["system_id"]])[mapping[i]["config_id"]] for i in ids]
-    np.savez(folder / "p.npz", ids=np.array(ids).astype(str), energy=np.array(energy))
-    own = {n: tiny_data / "dense" / f"oc20dense_{n}.pkl" for n in ("targets", "mapping", "compute")}
-    return {"predictions": folder / "p.npz", **own, "splits": tiny_splits / "training"}
-
-
-def evaluated(options: dict[str, object], *more: object):
-    given = [part for key, value in options.items() for part in (f"--{key}", value)]
-    return dense("evaluate", *given, *more)
-
-
-def test_true_energies_are_a_success_in_every_split(good, tmp_path):
-    done = evaluated(good, "--json", tmp_path / "r.json")
-    assert done.exit_code == 0, done.output
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert {"id", "ood_cat", "overall"} <= set(report["splits"])
-    assert {s["scores"]["success_proxy"]["value"] for s in report["splits"].values()} == {1.0}
-    assert report["splits"]["overall"]["configurations"] == 46
-    parts = [row for name, row in report["splits"].items() if name != "overall"]
-    assert sum(row["configurations"] for row in parts) == 46
-    assert "SR % (proxy)" in done.output
-    assert "ml_success" not in report["splits"]["overall"]["scores"]
-
-
-def _npz(**arrays):
-    def make(path: Path) -> None:
-        with np.load(path) as file:
-            content = {key: file[key] for key in file.files}
-        for key, change in arrays.items():
-            content[key] = change(content[key])
-        np.savez(path, **content)
-
-    return make
-
-
-def _nan(energy):
-    energy = energy.copy()
-    energy[3] = np.nan
-    return energy
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            _npz(ids=lambda v: v[:-2], energy=lambda v: v[:-2]),
-            "2 of 46 configurations",
-        ),
-        (_npz(ids=lambda v: np.r_[v[:-1], v[:1]]), "is there twice"),
-        (_npz(energy=_nan), "the energy is nan"),
-        (_npz(ids=lambda v: np.r_[v[:-1], ["7"]]), "id 7 is not in the mapping"),
-        (_npz(energy=lambda v: v[:-1]), "45 energies for 46 ids"),
-        (lambda path: path.write_bytes(b"nothing"), "p.npz: "),
-    ],
-)
-def test_bad_predictions_are_one_line(good, tmp_path, change, message):
-    path = tmp_path / "p.npz"
-    path.write_bytes(Path(str(good["predictions"])).read_bytes())
-    change(path)
-    refused(evaluated({**good, "predictions": path}, "--json", tmp_path / "r.json"), message)
-    assert not (tmp_path / "r.json").exists()
-
-
-class Call:
-    """Unpickled naively, this runs a command."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
-
-
-def test_pickles_run_nothing(good, tmp_path):
-    (tmp_path / "t.pkl").write_bytes(pickle.dumps({"s": Call(tmp_path / "ran")}))
-    for name in ("targets", "mapping", "compute"):
-        refused(evaluated({**good, name: tmp_path / "t.pkl"}), "asks for builtins.exec")
-    refused(evaluated({**good, "predictions": tmp_path / "t.pkl"}), "asks for builtins.exec")
-    assert not (tmp_path / "ran").exists()
-    pickle.loads((tmp_path / "t.pkl").read_bytes())  # the negative control
-    assert (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("targets", lambda t: t.pop("1_1"), "system 1_1 is not in the targets"),
-        ("targets", lambda t: t["1_0"].append(t["1_0"][0]), "is there twice"),
-        ("targets", lambda t: t["1_0"].append(("rand9", math.nan)), "rand9: nan is no energy"),
-        ("targets", lambda t: t.update({"1_0": []}), "system 1_0 has no targets"),
-        ("targets", lambda t: t.update({"1_0": "abc"}), "a list of (config_id, energy)"),
-        ("mapping", lambda t: t.update({5: next(iter(t.values()))}), "and 5 are both"),
-        ("mapping", lambda t: next(iter(t.values())).pop("mpid"), "mpid are needed"),
-        ("mapping", lambda t: next(iter(t.values())).update(mpid="Fe"), "system 1_0 is both"),
-        ("compute", lambda t: t.pop("3_0"), "system 3_0 is not in it"),
-        ("compute", lambda t: t["3_0"]["heur0"].pop("scf"), "counts no steps"),
-        ("mapping", lambda t: t.clear(), "a filled dictionary is needed"),
-    ],
-)
-def test_bad_tables_are_one_line(good, tmp_path, name, change, message):
-    content = restricted_loads(Path(str(good[name])).read_bytes())
-    change(content)
-    (tmp_path / "t.pkl").write_bytes(pickle.dumps(content))
-    refused(evaluated({**good, name: tmp_path / "t.pkl"}), message)
-
-
-def test_other_bad_options(good, tmp_path, tiny_data):
-    refused(evaluated(good, "--only", "here"), "--only here: the splits are id")
-    refused(evaluated({**good, "splits": tmp_path}), "no summary of splits")
-    refused(evaluated({**good, "targets": tmp_path / "no.pkl"}), "no such file")
-    refused(dense(*split_args(tiny_data), "--by", "training", tmp_path), "give --train")
-    only = {k: v for k, v in good.items() if k != "splits"}
-    refused(evaluated(only, "--only", "id"), "needs --splits")
-    assert evaluated(good, "--only", "id,ood_cat").exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import ase.io
@@ -16,7 +17,7 @@ from ocp_faenet.cli.dense_validation import check_by_emt
 from ocp_faenet.data import dense_moves as moves
 from ocp_faenet.data.adsorbml_anomalies import Anomaly, anomalies
 from ocp_faenet.data.dense_oracle import adsorption_energy, relax_from
-from ocp_faenet.data.dense_prepare import prepare_dense
+from ocp_faenet.data.dense_prepare import SPLITS
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.data.schema import array_of
 from ocp_faenet.data.unpickle import restricted_loads
@@ -43,16 +44,13 @@ def test_anomalies_are_those_of_fairchems_detector():
 
 
 @pytest.fixture(scope="module")
-def split(tiny_data, tmp_path_factory) -> Path:
+def split(dense_tiny, tmp_path_factory) -> Path:
     """LMDB of the tiny set's dense ID split, in a folder with predictions and relaxed positions.
 
     `p.npz`: the true energies; `r.npz`: where the oracle itself relaxes to.
     """
-    data = tmp_path_factory.mktemp("prepared") / "tiny"
-    data.mkdir()
-    for path in tiny_data.iterdir():
-        (data / path.name).symlink_to(path)
-    folder = prepare_dense(data) / "id"
+    folder = tmp_path_factory.mktemp("splits") / "id"
+    shutil.copytree(dense_tiny / SPLITS, folder.parent, dirs_exist_ok=True)
     with open_lmdb(folder / "data.lmdb") as records:
         every = list(records)
     ids = np.array([str(record["sid"]) for record in every])

@@ -12,10 +12,12 @@ from click.testing import CliRunner
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, load_config, new_trainer_context
 
+from dense_cases import dense
+from ocp_faenet.adapters.dense_saving import relax_split
 from ocp_faenet.adapters.predictions import predict_lmdb
 from ocp_faenet.cli import main
 from ocp_faenet.data.dense_oracle import adsorption_energy
-from ocp_faenet.data.dense_prepare import prepare_dense
+from ocp_faenet.data.dense_prepare import SPLITS
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.data.schema import array_of
@@ -52,13 +54,9 @@ def checkpoint(config: Path, folder: Path, src: Path) -> Path:
     return Path(path or folder / "checkpoints" / "run" / "checkpoint.pt")
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_data, tmp_path_factory) -> Path:
-    data = tmp_path_factory.mktemp("prepared") / "tiny"
-    data.mkdir()
-    for path in tiny_data.iterdir():
-        (data / path.name).symlink_to(path)
-    return prepare_dense(data)
+@pytest.fixture
+def prepared(dense_tiny) -> Path:
+    return dense_tiny / SPLITS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,6 +97,17 @@ def check_sensitivity(weights: Path, prepared: Path, folder: Path) -> None:
     assert (folder / "s.png").stat().st_size > 10_000
 
 
+def check_own_relaxations(weights: Path, prepared: Path, positions: dict) -> None:
+    """What a study measures relaxes as the host's own command does, lowest energy first."""
+    ends = relax_split(weights, prepared / "id" / "data.lmdb", fmax=0.001, steps=3)
+    for ranked in ends.values():
+        assert [end.energy for end in ranked] == sorted(end.energy for end in ranked)
+        for end in ranked:
+            np.testing.assert_allclose(end.positions, positions[str(end.record["sid"])], atol=1e-4)
+            assert not end.converged
+    assert sum(map(len, ends.values())) == len(positions)
+
+
 def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
     energy = small(tmp_path, tiny_data, "oc20_dense/emt/faenet.yml", "is2re")
     weights = checkpoint(energy, tmp_path / "energy", prepared / "id" / "data.lmdb")
@@ -118,10 +127,11 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
     forces = small(
         tmp_path, tiny_data, "oc20_dense/emt/relax.yml", "s2ef",
         ", phys_embeds: false, regress_forces: from_energy",
-        "task: {relaxation_steps: 3, relaxation_fmax: 0.001}",
+        "task: {relaxation_steps: 200}",
     )  # fmt: skip
     relaxer = checkpoint(forces, tmp_path / "forces", prepared / "id" / "data.lmdb")
     args += ["--relax-config", forces, "--relax-checkpoint", relaxer]
+    args += ["--relax-fmax", 0.001, "--relax-steps", 3]
     done = CliRunner().invoke(main, list(map(str, [*args, tmp_path / "relaxed"])))
     assert done.exit_code == 0, done.output
     with np.load(tmp_path / "relaxed" / "id_relaxed_positions.npz") as file:
@@ -145,6 +155,7 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
             array_of(record["pos"]).astype(float)
         ).energy)  # fmt: skip
     assert moved > 1e-3
+    check_own_relaxations(relaxer, prepared, positions)
     with np.load(tmp_path / "relaxed" / "id.npz") as file:
         again = dict(zip(file["ids"].tolist(), file["energy"].ravel().tolist(), strict=True))
     ours = predict_lmdb(weights, tmp_path / "relaxed/id_relaxed/data.lmdb", forces=False)
@@ -152,6 +163,33 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
         dict(zip(ours["ids"].tolist(), ours["energy"].tolist(), strict=True)), abs=1e-5
     )
     assert max(abs(again[sid] - found[sid]) for sid in found) > 1e-5, "the structures moved"
+
+
+def test_two_ranks_give_the_figures_of_one(tiny_data, prepared, tmp_path):
+    """An odd number of structures: the host has one of them predicted by both ranks."""
+    counts = json.loads((prepared / "splits.json").read_text())["counts"]
+    odd = next(name for name, count in counts.items() if count % 2)
+    config = small(tmp_path, tiny_data, "oc20_dense/emt/faenet.yml", "is2re")
+    weights = checkpoint(config, tmp_path / "energy", prepared / odd / "data.lmdb")
+    reports = []
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}"
+        args = ["predict", "--config", config, "--checkpoint", weights, "--splits", prepared]
+        done = dense(*args, "--only", odd, "--num-gpus", ranks, "--batch-size", 3, out)
+        assert done.exit_code == 0, done.output
+        with np.load(out / f"{odd}.npz") as file:
+            assert len(set(file["ids"].tolist())) == len(file["ids"]) == counts[odd]
+        args = ["evaluate", "--predictions", out / f"{odd}.npz", "--splits", prepared]
+        for name in ("targets", "mapping", "compute"):
+            args += [f"--{name}", tiny_data / "dense" / f"oc20dense_{name}.pkl"]
+        done = dense(*args, "--only", odd, "--json", out / "scores.json")
+        assert done.exit_code == 0, done.output
+        reports.append(json.loads((out / "scores.json").read_text())["splits"][odd])
+    one, two = reports
+    assert one["configurations"] == two["configurations"] == counts[odd]
+    for key, value in one["scores"].items():
+        assert two["scores"][key] == pytest.approx(value, abs=1e-6), key
+    assert one["scores"]["mae"]["value"] > 1e-3
 
 
 def test_bad_options_are_one_line(prepared, tmp_path):
@@ -162,6 +200,8 @@ def test_bad_options_are_one_line(prepared, tmp_path):
         ([tmp_path, tmp_path / "o"], "no summary of splits"),
         ([prepared, "--only", "x", tmp_path / "o"], "--only x: the splits are id"),
         ([prepared, "--relax-config", config, tmp_path / "o"], "both or none"),
+        ([prepared, "--relax-fmax", 0.1, tmp_path / "o"], "need --relax-config"),
+        ([prepared, "--relax-steps", 9, tmp_path / "o"], "need --relax-config"),
     ):
         done = CliRunner().invoke(main, [str(arg) for arg in [*base, *more]])
         assert done.exit_code == 2

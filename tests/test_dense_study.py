@@ -22,15 +22,9 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "configs" / "studies" / "dense.yml"
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_data, tmp_path_factory) -> Path:
-    """The tiny set with the splits of its dense part, which are not in the one that is shared."""
-    data = tmp_path_factory.mktemp("prepared") / "tiny"
-    data.mkdir()
-    for path in tiny_data.iterdir():
-        (data / path.name).symlink_to(path)
-    assert prepare_dense(data) == data / SPLITS
-    return data
+@pytest.fixture
+def prepared(dense_tiny) -> Path:
+    return dense_tiny
 
 
 def specs(data: Path, folder: Path = STUDY.parent) -> dict[str, RunSpec]:
@@ -83,10 +77,10 @@ def test_preparing_again_writes_nothing(prepared):
 
 
 @pytest.fixture(scope="module")
-def finished(prepared, tmp_path_factory) -> tuple[RunSpec, dict, dict[str, float]]:
+def finished(dense_tiny, tmp_path_factory) -> tuple[RunSpec, dict, dict[str, float]]:
     """A run's folder with random predictions, its spec, result, and the predictions by sid."""
     folder = tmp_path_factory.mktemp("run")
-    spec = specs(prepared)["faenet"]
+    spec = specs(dense_tiny)["faenet"]
     rng = np.random.default_rng(0)
     every = {}
     for split, src in spec.splits.items():

@@ -19,7 +19,7 @@ from fairchem.core.modules.evaluator import Evaluator
 
 from ocp_faenet.adapters.plugin import PUBLIC
 from ocp_faenet.adapters.relaxation import check_options, resumable_relax
-from ocp_faenet.adapters.trajectories import MARK
+from ocp_faenet.adapters.trajectories import MARK, Relaxed, Trajectories
 from ocp_faenet.cli import main
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.metrics import relaxations as scores
@@ -285,3 +285,18 @@ def test_verb(tiny_data, whole, tmp_path):
     code, output = verb(broken, "--src", src)
     assert code == 2
     assert "relaxed_positions.npz" in output
+
+
+def test_two_ranks_may_relax_the_same_structure(tiny_data, tmp_path):
+    """The host fills up the last batch of a rank with a structure of another one."""
+    record = records(tiny_data, 1)[0]
+    end = Relaxed(record.pos, torch.tensor(-1.0), torch.zeros_like(record.pos))
+    stores = [Trajectories(tmp_path, {"fmax": 0.1}, rank) for rank in (0, 1)]
+    for store in stores:  # both have relaxed it before either has saved it
+        store.unfinished.mkdir()
+        (store.unfinished / "7.traj").write_bytes(b"")
+    for store in stores:
+        store.save("7", record, end)
+    found = stores[0].load("7", record)
+    torch.testing.assert_close(found.positions, record.pos)
+    assert [path.name for path in tmp_path.iterdir()] == ["7.traj"]

@@ -2,69 +2,107 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 
+from ocp_faenet.adapters.launch import run_here
 from ocp_faenet.adapters.preflight import check_run_config
-from ocp_faenet.adapters.runner import Runner
+from ocp_faenet.adapters.runner import run
 from ocp_faenet.data.dense_membership import plain_id
 from ocp_faenet.data.edges import pack_edges
 from ocp_faenet.data.generate import write_folder
 from ocp_faenet.data.reader import open_lmdb
+from ocp_faenet.data.relaxed_positions import whole_structure
 from ocp_faenet.data.schema import array_of
 
 
+@dataclass(frozen=True)
+class Stop:
+    """When a relaxation by the model ends; what is ``None`` is as the configuration has it.
+
+    Attributes:
+        fmax: largest force on a free atom, eV/Å. Forces that are off by 0.1 eV/Å rarely fall below
+            0.03: take about the model's own error.
+        steps: at most that many.
+    """
+
+    fmax: float | None = None
+    steps: int | None = None
+
+
 def predict_energies(
-    config_yml: Path, checkpoint: Path, src: Path, out: Path, *, batch_size: int | None = None
+    config_yml: Path,
+    checkpoint: Path,
+    src: Path,
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    ranks: int = 1,
 ) -> None:
     """``fairchem --mode predict`` on one LMDB, its file put to ``out``.
 
     Raises:
         ValueError: a configuration, checkpoint or LMDB that cannot be used.
+        RankDiedError: one of several ranks did.
     """
-    arguments = [f"--dataset.test.src={src}"]
-    _run("predict", config_yml, checkpoint, arguments, "*_predictions.npz", out, batch_size)
+    values = {"dataset.test.src": src, "optim.eval_batch_size": batch_size, "num-gpus": ranks}
+    _run("predict", config_yml, checkpoint, values, "*_predictions.npz", out)
 
 
 def relax_structures(
-    config_yml: Path, checkpoint: Path, src: Path, out: Path, *, batch_size: int | None = None
+    config_yml: Path,
+    checkpoint: Path,
+    src: Path,
+    out: Path,
+    *,
+    stop: Stop = Stop(),
+    batch_size: int | None = None,
+    ranks: int = 1,
 ) -> None:
     """``fairchem --mode run-relaxations`` on one LMDB, its ``relaxed_positions.npz`` to ``out``.
 
     Raises:
-        ValueError: likewise.
+        ValueError, RankDiedError: likewise.
     """
-    arguments = [f"--dataset.relax.src={src}", "--task.write_pos=true"]
-    found = "relaxed_positions.npz"
-    _run("run-relaxations", config_yml, checkpoint, arguments, found, out, batch_size)
+    values = {
+        "dataset.relax.src": src,
+        "task.write_pos": "true",
+        "task.relaxation_fmax": stop.fmax,
+        "task.relaxation_steps": stop.steps,
+        "optim.eval_batch_size": batch_size,
+        "num-gpus": ranks,
+    }
+    _run("run-relaxations", config_yml, checkpoint, values, "relaxed_positions.npz", out)
 
 
 def _run(
     mode: str,
     config_yml: Path,
     checkpoint: Path,
-    arguments: list[str],
+    values: Mapping[str, Any],
     pattern: str,
     out: Path,
-    batch_size: int | None,
 ) -> None:
+    """Run the host with ``values`` as arguments, those that are not ``None``."""
     for path in (config_yml, checkpoint):
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-    if batch_size is not None:
-        arguments = [*arguments, f"--optim.eval_batch_size={batch_size}"]
     with tempfile.TemporaryDirectory(prefix="ocp_faenet-dense-") as folder:
         command = [f"--mode={mode}", f"--config-yml={config_yml}", f"--checkpoint={checkpoint}"]
         command += [f"--run-dir={folder}", "--timestamp-id=run", "--identifier=dense"]
-        config = build_config(*flags.get_parser().parse_known_args([*command, *arguments]))
+        command += [f"--{key}={value}" for key, value in values.items() if value is not None]
+        config = build_config(*flags.get_parser().parse_known_args(command))
         check_run_config(config)
-        Runner()(config)
+        run_here(config, int(values["num-gpus"]), _quiet_rank)
         found = sorted((Path(folder) / "results" / "run").glob(pattern))
         if len(found) != 1:
             raise ValueError(f"{config_yml}: the host's {mode} left no {pattern}")
@@ -74,12 +112,19 @@ def _run(
         temporary.replace(out)
 
 
+def _quiet_rank(config: dict[str, Any]) -> None:
+    """One of several ranks, without the host's log."""
+    logging.disable(logging.INFO)
+    run(config)
+
+
 def write_relaxed(src: Path, positions: dict[str, np.ndarray], folder: Path) -> int:
     """The records of ``src`` at other positions, edges made anew: ``folder/data.lmdb``.
 
     Args:
         src: LMDB of a split.
-        positions: ``(N, 3)``, Å, by id; records without are left out.
+        positions: ``(N, 3)``, Å, by id, or of the atoms that a loader left in the records; records
+            without are left out.
         folder: of the new LMDB.
 
     Returns:
@@ -95,11 +140,7 @@ def write_relaxed(src: Path, positions: dict[str, np.ndarray], folder: Path) -> 
                 name = plain_id(record["sid"])
                 if name not in positions:
                     continue
-                pos = np.asarray(positions[name], dtype=np.float32)
-                if pos.shape != tuple(record["pos"].shape):
-                    raise ValueError(
-                        f"{src}: sid {name} has {len(record['pos'])} atoms, {len(pos)} were relaxed"
-                    )
+                pos = whole_structure(record, np.asarray(positions[name], dtype=np.float32))
                 yield at_positions(record, pos)
 
     return write_folder(folder, moved())

@@ -149,8 +149,15 @@ def run_in_turn(jobs: Sequence[Job], num_ranks: int, tell: Callable[[int, Job], 
     return failed
 
 
-def run_here(config: dict[str, Any], num_ranks: int) -> None:
+def run_here(
+    config: dict[str, Any], num_ranks: int, entry: Callable[[dict[str, Any]], None] = run
+) -> None:
     """Run ``config`` in this process, or in ``num_ranks`` that it starts.
+
+    Args:
+        config: of the run.
+        num_ranks: processes.
+        entry: what each of several ranks calls; a function of a module.
 
     Raises:
         RankDiedError: one of several did.
@@ -175,7 +182,7 @@ def run_here(config: dict[str, Any], num_ranks: int) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(launch, run)(config)
+        elastic_launch(launch, entry)(config)
     except ChildFailedError as error:
         raise RankDiedError(_first_death(error)) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ocp_faenet.adapters.conservation_probe import conservation_of
+from ocp_faenet.adapters.dense_saving import saving_of
 from ocp_faenet.adapters.dense_study import dense_of, dense_references
 from ocp_faenet.adapters.depth import last_layer_diversity, layers_diversity
 from ocp_faenet.adapters.runs import RunSpec, write_json
@@ -25,6 +26,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "mad": (last_layer_diversity, 1),
     "layers": (layers_diversity, 1),
     "dense": (dense_of, 1),
+    "saving": (saving_of, 1),
 }
 
 #: Rows that need no run, of measurements that have some: ``label``, ``splits`` and ``measured``.

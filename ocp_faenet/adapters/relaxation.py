@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.relaxation.ml_relaxation import ml_relax
 from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch
@@ -66,7 +67,7 @@ def resumable_relax(
     settings = check_options(relax_opt)
     folder = settings.pop("traj_dir", None)
     mark = {"fmax": fmax, "steps": steps, "weights": weights_digest(model), **settings}
-    store = None if folder is None else Trajectories(Path(folder), mark)
+    store = None if folder is None else Trajectories(Path(folder), mark, distutils.get_rank())
     records = batch.clone().to_data_list()
     names = [str(_plain(record.sid)) for record in records]
     found: dict[str, Relaxed] = {}

@@ -43,12 +43,14 @@ class Trajectories:
     Args:
         folder: made when needed.
         mark: what a relaxation depends on besides its start; others' files are not taken.
+        rank: of this process. A system that fills up the share of a rank is relaxed by two at once:
+            each writes in a place of its own.
     """
 
-    def __init__(self, folder: Path, mark: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, mark: Mapping[str, Any], rank: int = 0) -> None:
         self.folder = folder
         self.mark = dict(mark)
-        self.unfinished = folder / "unfinished"
+        self.unfinished = folder / (f"unfinished-{rank}" if rank else "unfinished")
 
     def load(self, name: str, record: Any) -> Relaxed | None:
         """Where the system ended in an earlier run, or ``None`` if it has to be relaxed.

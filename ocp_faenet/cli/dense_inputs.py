@@ -48,8 +48,15 @@ def is_pickle(path: Path) -> bool:
     return path.suffix != ".npz"
 
 
-def read_energies(paths: Sequence[Path], mapping: Mapping[str, Placement]) -> Predicted:
+def read_energies(
+    paths: Sequence[Path], mapping: Mapping[str, Placement], known: str = "the mapping"
+) -> Predicted:
     """Energies from files of ``fairchem --mode predict``, in any order and any number.
+
+    Args:
+        paths: of the files.
+        mapping: placements by sid.
+        known: what messages call that.
 
     Raises:
         BadInputError: an unreadable file, an id that is unknown or there twice, an energy that is
@@ -62,6 +69,8 @@ def read_energies(paths: Sequence[Path], mapping: Mapping[str, Placement]) -> Pr
             part = read_predictions(path, Task.IS2RE)
         except SubmissionError as error:
             raise BadInputError(str(error)) from error
+        if part.energy.dtype.kind not in "fiu":
+            raise BadInputError(f"{path}: its energies are {part.energy.dtype}, not numbers")
         if part.energy.dtype == np.float16:
             click.echo(
                 f"Warning: {path} holds float16 energies (steps of 0.004 eV at 5 eV); predict with "
@@ -71,7 +80,7 @@ def read_energies(paths: Sequence[Path], mapping: Mapping[str, Placement]) -> Pr
         for name, energy in zip(part.ids.tolist(), part.energy.astype(float), strict=True):
             sid = name.partition("_")[0]
             if sid not in mapping:
-                raise BadInputError(f"{path}: id {name} is not in the mapping")
+                raise BadInputError(f"{path}: id {name} is not in {known}")
             if sid in where:
                 both = "" if where[sid] == path else f" and in {where[sid]}"
                 raise BadInputError(f"{path}: id {name} is there twice{both}; keep one of them")

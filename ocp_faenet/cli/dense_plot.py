@@ -10,18 +10,18 @@ import click
 import numpy as np
 
 from ocp_faenet.cli import dense_inputs as inputs
+from ocp_faenet.cli import dense_options as options
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.output import save_figure
 from ocp_faenet.data import dense_tables as tables
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("plot")
-@click.option("--predictions", type=_PATH, required=True, multiple=True, help="Of `dense predict`.")
-@click.option("--targets", type=_PATH, required=True, help="oc20dense_targets.pkl")
-@click.option("--mapping", type=_PATH, required=True, help="oc20dense_mapping.pkl")
+@options.PREDICTIONS
+@options.TARGETS
+@options.MAPPING
 @click.option("--systems", help="By commas; the four with most configurations if absent.")
-@click.argument("out", type=_PATH)
+@click.argument("out", type=options.PATH)
 def plot(
     predictions: tuple[Path, ...], targets: Path, mapping: Path, systems: str | None, out: Path
 ) -> None:
@@ -29,6 +29,12 @@ def plot(
 
     Configurations are in the order of their reference energies; the band is 0.1 eV above the
     minimum, and the ring is the configuration that the model would choose.
+
+    \b
+    Example:
+      ocp-faenet dense plot --predictions results/dense/id.npz \\
+        --targets data/emt/demo/dense/oc20dense_targets.pkl \\
+        --mapping data/emt/demo/dense/oc20dense_mapping.pkl figure5.png
     """
     try:
         known, places = tables.read_targets(targets), tables.read_mapping(mapping)
@@ -66,26 +72,29 @@ def draw_energies(
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows))
     for place, system in enumerate(chosen, 1):
         axes = figure.add_subplot(rows, columns, place)
-        names = sorted(known[system], key=lambda name, own=known[system]: (own[name], name))  # type: ignore[misc]
-        reference = np.array([known[system][name] for name in names])
-        model = np.array([predicted[system][name][0] for name in names])
-        axes.axhspan(reference[0], reference[0] + 0.1, color="0.88")
-        axes.plot(reference, "k.-", linewidth=1, label="reference")
-        axes.plot(model, "x", color="#0072B2", label="predicted")
-        best = int(model.argmin())
-        ring: dict[str, Any] = {"color": "#D55E00", "markersize": 11, "fillstyle": "none"}
-        axes.plot(best, model[best], "o", label="chosen", **ring)
+        model = {name: energy for name, (energy, _) in predicted[system].items()}
+        _draw(axes, known[system], model)
         entry = next(each for each in places.values() if each.system_id == system)
         axes.set_title(f"{system}: {entry.adsorbate} on {entry.mpid}", fontsize=10)
-        axes.set_xlabel("configuration")
-        axes.set_ylabel("energy (eV)")
         if place == 1:
             axes.legend(fontsize=8)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.stem}.tmp.png")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(out)
+    save_figure(figure, out, dpi=130)
+
+
+def _draw(axes: Any, targets: Mapping[str, float], predicted: Mapping[str, float]) -> None:
+    """One system, its configurations in the order of their targets."""
+    names = sorted(targets, key=lambda name: (targets[name], name))
+    reference = np.array([targets[name] for name in names])
+    model = np.array([predicted[name] for name in names])
+    axes.axhspan(reference[0], reference[0] + 0.1, color="0.88")
+    axes.plot(reference, "k.-", linewidth=1, label="reference")
+    axes.plot(model, "x", color="#0072B2", label="predicted")
+    best = int(model.argmin())
+    ring: dict[str, Any] = {"color": "#D55E00", "markersize": 11, "fillstyle": "none"}
+    axes.plot(best, model[best], "o", label="chosen", **ring)
+    axes.set_xlabel("configuration")
+    axes.set_ylabel("energy (eV)")
 
 
 def chosen_systems(

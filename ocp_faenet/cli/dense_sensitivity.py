@@ -11,8 +11,9 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from ocp_faenet.cli import dense_options as options
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import machine_class, markdown_table, write_json
+from ocp_faenet.cli.output import machine_class, markdown_table, save_figure, write_json
 from ocp_faenet.data import dense_moves as moves
 from ocp_faenet.data.adsorbml_anomalies import anomalies
 from ocp_faenet.data.dense_oracle import adsorption_energy, atoms_of, relax_from
@@ -21,14 +22,13 @@ from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.data.schema import Fields
 from ocp_faenet.metrics.sensitivity import Response, response
 
-_PATH = click.Path(path_type=Path)
 MOTIONS = ("slide", "lift", "turn")
 Map = dict[str, np.ndarray[Any, Any]]
 
 
 @click.command()
-@click.argument("checkpoint", type=_PATH)
-@click.option("--data", type=_PATH, required=True, help="LMDB of a split of `dense split`.")
+@click.argument("checkpoint", type=options.PATH)
+@click.option("--data", type=options.PATH, required=True, help="LMDB of a split of `dense split`.")
 @click.option("--systems", help="By commas; the first three of the LMDB if absent.")
 @click.option("--grid", type=click.IntRange(min=2), default=6, show_default=True)
 @click.option(
@@ -38,8 +38,8 @@ Map = dict[str, np.ndarray[Any, Any]]
     show_default=True,
     help="relaxed: what direct models predict. single-point: what S2EF models predict.",
 )
-@click.option("--json", "json_path", type=_PATH, help="Write scores and maps to this file.")
-@click.option("--plot", type=_PATH, help="Draw the maps (PNG).")
+@click.option("--json", "json_path", type=options.PATH, help="Write scores and maps to this file.")
+@click.option("--plot", type=options.PATH, help="Draw the maps (PNG).")
 def sensitivity(
     checkpoint: Path,
     data: Path,
@@ -57,6 +57,11 @@ def sensitivity(
     \b
     explained: 1 for EMT's own response, 0 for a model that does not answer, below 0 for one that
     answers wrongly; what a motion shares does not count. amplitude: of the response, over EMT's.
+
+    \b
+    Example:
+      ocp-faenet dense sensitivity checkpoints/my-first-run/checkpoint.pt \\
+        --data data/emt/demo/dense/splits/id/data.lmdb --plot maps.png --json maps.json
     """
     records = _records(data, systems)
     found: dict[str, dict[str, tuple[Map, Map]]] = {}
@@ -197,7 +202,4 @@ def _draw(found: dict[str, dict[str, Any]], path: Path) -> None:
             axes.set_title(f"{system}, {name} ({'°' if grid is None else 'Å'})", fontsize=9)
             axes.legend(fontsize=7)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    save_figure(figure, path, dpi=110)

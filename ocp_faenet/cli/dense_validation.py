@@ -10,11 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ocp_faenet.cli.dense_export import Proposal, proposals
+from ocp_faenet.cli.dense_proposals import Proposal, proposals
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.data.adsorbml_anomalies import anomalies
-from ocp_faenet.data.dense_oracle import adsorption_energy, atoms_of, relax_from
-from ocp_faenet.data.schema import array_of
+from ocp_faenet.data.dense_oracle import adsorption_energy, anomalies_of, follow
 from ocp_faenet.metrics.dense import TOP_K
 
 
@@ -79,18 +77,10 @@ def check_by_emt(
 
 def _energy(proposal: Proposal, as_it_is: bool, odd: Counter[str]) -> tuple[float | None, int]:
     """Energy in eV, ``None`` for an anomaly, and EMT's calls."""
-    record = proposal.record
-    start = array_of(record["pos"])
-    if as_it_is:
-        final, calls = proposal.structure, 1
-        energy = adsorption_energy(record, final)
-    else:
-        done = relax_from(record, start)
-        final, calls, energy = done.positions, done.calls, done.energy
-        if not done.converged:
-            odd["not converged"] += 1
-            return None, calls
-    before = atoms_of(record, start)
-    reasons = anomalies(before, atoms_of(record, final), before.get_tags())
-    odd.update(reason.value for reason in reasons)
-    return (None if reasons else energy), calls
+    if not as_it_is:
+        done = follow(proposal.record, proposal.start)
+        odd.update(done.reasons)
+        return done.energy, done.calls
+    reasons = anomalies_of(proposal.record, proposal.structure)
+    odd.update(reasons)
+    return None if reasons else adsorption_energy(proposal.record, proposal.structure), 1

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ocp_faenet.cli.errors import BadInputError
+
 
 def machine_class() -> str:
     """Cores, architecture and PyTorch of this machine, without its name."""
@@ -38,3 +40,18 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def save_figure(figure: Any, path: Path, dpi: int) -> None:
+    """Write a figure as PNG to a temporary name beside ``path``, then move it there.
+
+    Raises:
+        BadInputError: it cannot be written there.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=dpi)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInputError(f"{path}: not written ({error})") from error

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -17,6 +16,7 @@ from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.lmdb_io import LmdbError
 from ocp_faenet.data.reader import open_lmdb
+from ocp_faenet.data.relaxed_positions import read_relaxed_positions
 from ocp_faenet.data.schema import array_of
 from ocp_faenet.metrics import relaxations as scores
 
@@ -76,10 +76,10 @@ def relaxations(relaxed: Path, src: Path, oracle: bool, json_path: Path | None) 
       ocp-faenet relaxations results/RUN/relaxed_positions.npz \\
         --src data/emt/demo/is2re/val_id/data.lmdb
     """
-    found = _read(relaxed)
     rows = {name: Scores() for name in ("initial", "relaxed", "reference")}
     missing = []
     try:
+        found = read_relaxed_positions(relaxed)
         with open_lmdb(src) as records:
             for record in tqdm(records, total=len(records), desc="structures", leave=False):
                 name = str(record["sid"])
@@ -98,18 +98,6 @@ def relaxations(relaxed: Path, src: Path, oracle: bool, json_path: Path | None) 
     click.echo(_table(report))
     if json_path is not None:
         write_json(json_path, report)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Positions ``(n, 3)`` by sid."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, positions, cuts = file["ids"], file["pos"], file["chunk_idx"]
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
-        raise BadInputError(
-            f"{path}: not a relaxed_positions.npz ({error}); set task.write_pos: true"
-        ) from error
-    return dict(zip(ids.tolist(), np.split(positions, cuts), strict=True))
 
 
 def _structures(record: dict[str, Any], positions: Any, src: Path) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 
+from ocp_faenet.data.adsorbml_anomalies import anomalies
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.pairs import Floats
 from ocp_faenet.data.relax import relax
@@ -31,6 +32,21 @@ class Relaxed:
     energy: float
     calls: int
     converged: bool
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A structure that the oracle relaxed and judged.
+
+    Attributes:
+        calls: evaluations of energy and forces, the first structure's included.
+        energy: adsorption energy in eV at the end; ``None`` where that counts for nothing.
+        reasons: why it does: an anomaly of AdsorbML's, or a relaxation without an end.
+    """
+
+    calls: int
+    energy: float | None
+    reasons: tuple[str, ...] = ()
 
 
 def potential_of(record: Fields) -> EmtPotential:
@@ -64,6 +80,26 @@ def relax_from(record: Fields, positions: Floats) -> Relaxed:
     done = relax(potential, start, free, fmax=FMAX, max_steps=MAX_STEPS)
     energy = potential(done.frames[-1]).energy - reference_of(record)
     return Relaxed(done.frames[-1], energy, done.steps + 1, done.converged)
+
+
+def follow(record: Fields, positions: Floats) -> Followed:
+    """Relax from ``positions`` (N, 3), Å, and judge the end against the record's own start.
+
+    Raises:
+        ValueError: see `adsorption_energy`.
+    """
+    done = relax_from(record, positions)
+    if not done.converged:
+        return Followed(done.calls, None, ("not converged",))
+    reasons = anomalies_of(record, done.positions)
+    return Followed(done.calls, None if reasons else done.energy, reasons)
+
+
+def anomalies_of(record: Fields, final: Floats) -> tuple[str, ...]:
+    """What is wrong with the adsorption at ``final`` (N, 3), Å, that began as the record has it."""
+    start, tags = atoms_of(record, array_of(record["pos"])), array_of(record["tags"])
+    found = anomalies(start, atoms_of(record, final), tags)
+    return tuple(sorted(reason.value for reason in found))
 
 
 def reference_of(record: Fields) -> float:

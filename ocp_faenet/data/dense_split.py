@@ -29,15 +29,6 @@ FINETUNE = "finetune"
 #: Splits of a system, from its adsorbate and bulk.
 Rule = Callable[[str, str], tuple[DenseSplit, ...]]
 
-#: Valid targets of the published files and, by the report, the sizes of its disjoint splits.
-PUBLISHED_TARGETS = 65_073
-PUBLISHED_COUNTS = {
-    DenseSplit.ID: 15_450,
-    DenseSplit.OOD_ADS: 15_751,
-    DenseSplit.OOD_CAT: 16_233,
-    DenseSplit.OOD_BOTH: 17_639,
-}
-
 
 class Loss(str, Enum):
     """Why a record is in no split."""

@@ -1,0 +1,28 @@
+"""Options that several verbs of ``ocp-faenet dense`` take, worded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+PREDICTIONS = click.option(
+    "--predictions",
+    type=PATH,
+    required=True,
+    multiple=True,
+    help="Of `dense predict`, once for each file.",
+)
+DATA = click.option(
+    "--data", type=PATH, required=True, multiple=True, help="LMDB of a split, once for each."
+)
+RELAXED = click.option(
+    "--relaxed", type=PATH, multiple=True, help="relaxed_positions.npz of the model."
+)
+TOP_K = click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True)
+TARGETS = click.option("--targets", type=PATH, required=True, help="oc20dense_targets.pkl")
+MAPPING = click.option("--mapping", type=PATH, required=True, help="oc20dense_mapping.pkl")
+ONLY = click.option("--only", help="Some of the splits, by commas.")
+JSON = click.option("--json", "json_path", type=PATH, help="Write all numbers to this file too.")
