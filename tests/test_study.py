@@ -193,11 +193,14 @@ def test_the_sentence_says_which_rows_have_fewer_seeds(tmp_path, tiny_data):
     }
     run = {"parameters": 7, "epochs": 2, "train_size": 12, "splits": splits}
     run["training"] = {"cpu_seconds": 6.0, "samples_per_cpu_second": 4.0}
-    results = [{**run, "name": name} for name in ("small", "large", "small")]
+    names = ("small", "large", "small")
+    sizes = {"small": 10, "large": 300}
+    results = [{**run, "name": name, "train_size": sizes[name]} for name in names]
     stamp = {"command": "study", "data": "tiny", "machine": "a machine"}
     report = report_of(plan, results, [{}, {}, {}], stamp)
     assert [row.get("seeds") for row in report["rows"]] == [None, 1]
     assert "seeds 0 to 1 (Larger: 1), weights" in markdown_of(report)
+    assert "epochs on 10 or 300 training structures" in markdown_of(report)
 
 
 def test_numbers_as_text():

@@ -85,6 +85,7 @@ def _row(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "parameters": results[0]["parameters"],
         "epochs": results[0]["epochs"],
+        "train_size": results[0]["train_size"],
         "cpu_minutes": _timed([entry.get("cpu_seconds") for entry in training], 1 / 60),
         "train_rate": _timed([entry.get("samples_per_cpu_second") for entry in training]),
         "eval_rate": mean_and_std([sum(rates) / len(rates) for rates in evaluation]),
@@ -159,12 +160,14 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     fewer = [f"{row['label']}: {row['seeds']}" for row in report["rows"] if "seeds" in row]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
     epochs = sorted({row["epochs"] for row in report["rows"]})
+    # A file of before rows told it has one size for all.
+    trained = sorted({row.get("train_size", report["train_size"]) for row in report["rows"]})
     absent = report.get("not_run", {}).values()
     more = f" Not run: {'; '.join(absent)}." if absent else ""
     return (
         f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
-        f"{' or '.join(map(str, epochs))} epochs on {report['train_size']} training structures of "
-        f"the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
+        f"{' or '.join(map(str, epochs))} epochs on {' or '.join(map(str, trained))} training "
+        f"structures of the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
         f"{report['machine']}.{more}"
     )
 
