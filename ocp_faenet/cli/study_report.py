@@ -167,8 +167,8 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     return (
         f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
         f"{' or '.join(map(str, epochs))} epochs on {' or '.join(map(str, trained))} training "
-        f"structures of the {report['data']} set; {sizes}. Samples per second of CPU time, one thread; "
-        f"{report['machine']}.{more}"
+        f"structures of the {report['data']} set; {sizes}. Samples per second of CPU time, one "
+        f"thread; {report['machine']}.{more}"
     )
 
 
