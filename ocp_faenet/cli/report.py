@@ -100,19 +100,23 @@ def report(
 
 def page_of(content: Mapping[str, Any]) -> str:
     """The whole report as Markdown, from what is in its JSON."""
-    lines = [
-        "# The report, reproduced",
-        f"`{content['command']}` on the {content['data']} set; {content['machine']}.",
-    ]
+    stamp = f"`{content['command']}` on the {content['data']} set; {content['machine']}."
+    return f"# The report, reproduced\n\n{stamp}\n\n{sections_of(content)}\n"
+
+
+def sections_of(content: Mapping[str, Any], pictures: str = "") -> str:
+    """Its sections, with what stands before the names of pictures in links."""
+    lines = []
     for name, made in content["sections"].items():
         section = SECTIONS[name]
         lines.append(f"## {section.title}")
         if "left_out" in made:
             lines.append(f"Left out: {made['left_out']}.")
             continue
-        lines += [f"![{section.title}]({picture})" for picture in made.get("pictures", ())]
+        links = [f"{pictures}{picture}" for picture in made.get("pictures", ())]
+        lines += [f"![{section.title}]({link})" for link in links]
         lines.append(section.render(made))
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(lines)
 
 
 def _chosen(only: str | None) -> list[str]:

@@ -27,6 +27,8 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY = (
 FILLS = (SKY, ORANGE, GREEN, PURPLE, "#F0E442", RED, BLUE, "0.4")
 #: Drawn radius of an atom over its covalent one.
 SHRINK = 0.75
+#: Å: hydrogen is drawn larger, so that its symbol fits.
+LEAST = 0.42
 
 
 def frames_picture(structure: Mapping[str, Any], path: Path) -> None:
@@ -38,11 +40,11 @@ def frames_picture(structure: Mapping[str, Any], path: Path) -> None:
     """
     count = len(structure["frames"])
     columns = max(2, -(-count // 2))
-    figure = plt.figure(figsize=(4.0 + 2.5 * columns, 5.4), layout="constrained")
+    figure = plt.figure(figsize=(4.0 + 2.5 * columns, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, columns + 2)
     centre = structure["positions"].mean(0)
     main = figure.add_subplot(grid[:, :2])
-    _atoms(main, structure["positions"] - centre, structure)
+    _atoms(main, structure["positions"] - centre, structure, named=True)
     _cell(main, structure)
     _axes(main, structure)
     main.set(xlabel="x (Å)", ylabel="y (Å)", title="The structure and its axes")
@@ -53,7 +55,7 @@ def frames_picture(structure: Mapping[str, Any], path: Path) -> None:
         axis.set_xlabel(f"along {first}u₁ (Å)")
         axis.set_ylabel(f"along {second}u₂ (Å)")
         axis.set_title(f"Frame {number + 1}", fontsize=10)
-    figure.legend(handles=_species(structure), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles=_species(structure), loc="outside lower center", ncols=8, frameon=False)
     save(figure, path)
 
 
@@ -63,20 +65,20 @@ def _signs(frame: Any, first: Any) -> tuple[str, str]:
     return tuple("+" if each else "−" for each in same)  # type: ignore[return-value]
 
 
-def _atoms(axis: Any, positions: Any, structure: Mapping[str, Any]) -> None:
+def _atoms(axis: Any, positions: Any, structure: Mapping[str, Any], named: bool = False) -> None:
     """Circles from the lowest atom to the highest; subsurface atoms are pale."""
     numbers, tags = structure["numbers"], structure["tags"]
     colours = _colours(numbers)
     for place in np.argsort(positions[:, 2], kind="stable"):
         number, tag = int(numbers[place]), int(tags[place])
-        radius = SHRINK * covalent_radii[number]
+        radius = max(SHRINK * covalent_radii[number], LEAST)
         edge = {0: "0.75", 1: "0.25", 2: "black"}[tag]
         shape = Circle(
             tuple(positions[place, :2]), radius, facecolor=colours[number], edgecolor=edge,
             alpha=0.35 if tag == 0 else 1.0, lw=2.0 if tag == 2 else 0.8,
         )  # fmt: skip
         axis.add_patch(shape)
-        if tag == 2:
+        if named and tag == 2:
             axis.annotate(
                 chemical_symbols[number], positions[place, :2], ha="center", va="center", fontsize=8
             )
@@ -212,7 +214,7 @@ def curves_picture(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.plot(*np.array(line["val"]).T, f"{marker}-", **style)
         axis.set(xlabel="epoch", ylabel=panel["label"], yscale="log", title=panel["title"])
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(2, 5)))
+        axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(2, 3, 5, 7)))
         axis.yaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.grid(color="0.92", lw=0.6, which="both", axis="y")

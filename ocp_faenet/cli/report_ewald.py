@@ -1,4 +1,4 @@
-"""The report's figure 3: the interaction in two parts, and what Ewald messages have learned."""
+"""The report's figure 3: the interaction in two parts, and filters of trained Ewald messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def render_figure3(content: Mapping[str, Any]) -> str:
 
 
 def make_filters(setting: Setting) -> dict[str, Any]:
-    """Strength of the long-range filters that FAENet has learned, by wave number."""
+    """Strength of the long-range filters of a trained FAENet, by wave number."""
     from ocp_faenet.cli.report_drawings import filters_picture
 
     outcome = setting.outcome(EWALD)
@@ -94,8 +94,8 @@ def render_filters(content: Mapping[str, Any]) -> str:
     """What the picture shows."""
     maes = "; ".join(f"{label} {mean:.3f} eV" for label, (mean, _) in content["maes"].items())
     return (
-        "Filters of FAENet with `ewald: {k_cutoff: ...}` by wave number, seed 0: root mean square "
-        "over channels, each layer relative to its largest value. Dotted, the Gaussian of an Ewald "
+        "Filters of a trained FAENet with `ewald: {k_cutoff: ...}` by wave number, seed 0: root "
+        "mean square over channels, each layer relative to its largest value. Dotted, the Gaussian of an Ewald "
         "sum's long-range part with α as in figure 3, without its 1/k². The envelope takes all "
         f"filters to zero at the cutoff. Mean MAE of the four splits: {maes}. {stamp_of(content)}"
     )

@@ -27,8 +27,9 @@ def make_figure1(setting: Setting) -> dict[str, Any]:
     with open_lmdb(source) as records:
         fields = [records[index] for index in range(min(LOOKED_AT, len(records)))]
     found = [framed(each) for each in fields]
-    whole = [each for each in found if len(each["frames"]) == 4]
-    chosen = max(whole or found, key=lambda each: each["gap"])
+    clear = [each for each in found if len(each["frames"]) == 4 and each["offset"] < 1]
+    molecules = [each for each in clear if (each["tags"] == 2).sum() > 1]
+    chosen = max(molecules or clear or found, key=lambda each: each["gap"])
     frames_picture(chosen, setting.out / "figure1.png")
     return {
         "pictures": ["figure1.png"],
@@ -45,6 +46,7 @@ def framed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     ``frames`` ``(F, 3, 3)``, columns the axes; ``posed`` ``(F, N, 3)`` the structure in each;
     ``gap`` how far apart the second moments in the plane are; ``spread`` Å along both axes;
+    ``offset`` of the adsorbate from the middle, the largest along an axis, in spreads;
     ``agreement`` Å, the largest change of a frame's coordinates when the structure is turned.
     """
     positions = torch.as_tensor(np.asarray(fields["pos"])).double()
@@ -57,16 +59,19 @@ def framed(fields: Mapping[str, Any]) -> dict[str, Any]:
         "ni,fij->fnj", centred @ turn, planar_frames(positions @ turn, numbers)[0]
     )
     apart = (posed[:, None] - turned[None]).abs().amax((-1, -2))  # (F, F), in any order
+    tags, spread = np.asarray(fields["tags"]), posed[0].std(0, correction=0)[:2]
+    middle = posed[0][torch.as_tensor(tags == 2)].mean(0)[:2]
     return {
         "sid": str(np.asarray(fields.get("sid", 0)).item()),
         "positions": positions.numpy(),
         "numbers": numbers.numpy(),
-        "tags": np.asarray(fields["tags"]),
+        "tags": tags,
         "cell": np.asarray(fields["cell"]).reshape(3, 3),
         "frames": frames.numpy(),
         "posed": posed.numpy(),
         "gap": gap,
-        "spread": posed[0].std(0, correction=0)[:2].tolist(),
+        "spread": spread.tolist(),
+        "offset": float((middle.abs() / spread).max()),
         "agreement": float(apart.amin(1).max()),
     }
 

@@ -15,15 +15,15 @@ from ocp_faenet.cli.study_run import Changes, Outcome, Study, ready
 from ocp_faenet.data.places import find_lmdb
 
 #: Samples per CPU second in training and in evaluation, by the name of a run: of the `demo` set,
-#: one thread of 2 CPU cores (x86_64). What runs finished here say takes their place.
+#: one thread of 2 CPU cores (x86_64) that were busy. What finished runs say takes their place.
 RATES: Mapping[str, tuple[float, float]] = {
     "schnet": (90, 94),
     "dimenet": (50, 115),
     "dimenet_plus_plus": (50, 115),
     "faenet": (170, 320),
     "faenet_ewald": (130, 260),
-    "painn": (75, 140),
-    "equiformer_v2": (10, 30),
+    "painn": (28, 32),
+    "equiformer_v2": (9, 15),
     "pretraining": (170, 320),
     "faenet_ft": (200, 350),
     "faenet_noisy": (150, 320),

@@ -75,7 +75,7 @@ SECTIONS: Mapping[str, Section] = {
         report_ewald.render_figure3,
     ),
     "learned_filters": Section(
-        "Figure 3, continued: what Ewald messages have learned",
+        "Figure 3, continued: filters of trained Ewald messages",
         ("is2re",),
         (EWALD,),
         report_ewald.make_filters,

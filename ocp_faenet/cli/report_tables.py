@@ -127,8 +127,8 @@ def _why(study: Mapping[str, Any], theirs: str) -> str:
     return (
         f"Why they differ: the report trained on {theirs}; here it is {study['train_size']:,} "
         f"structures of the {study['data']} set, {' or '.join(map(str, epochs))} epochs, models of "
-        f"{sizes[0]:,} to {sizes[-1]:,} parameters, on {study['machine']}. Errors and rates of the "
-        "two are not to be compared with each other, the order of the models within each is."
+        f"{sizes[0]:,} to {sizes[-1]:,} parameters, on {study['machine']}. Numbers are not "
+        "to be compared across the two, only the order of the models within each."
     )
 
 

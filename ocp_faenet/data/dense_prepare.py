@@ -22,6 +22,7 @@ from ocp_faenet.data.dense_split import (
     write_splits,
 )
 from ocp_faenet.data.dense_tables import read_mapping, read_ref_energies, read_targets
+from ocp_faenet.data.places import find_lmdb
 
 #: Folder of the splits below a data set.
 SPLITS = "dense_splits"
@@ -30,7 +31,7 @@ SHARE = 0.8
 
 
 def prepare_dense(data: Path) -> Path:
-    """The splits of ``data/dense`` by what occurs in ``data/is2re/train``, unless they are there.
+    """The splits of ``data/dense`` by what occurs in the IS2RE training set, unless they are there.
 
     Raises:
         DenseTableError, LmdbError: a table or an LMDB that is missing or unreadable.
@@ -45,7 +46,7 @@ def prepare_dense(data: Path) -> Path:
         read_ref_energies(own["ref_energies"]),
     )
     known = read_oc20_mapping(data / "oc20_data_mapping.pkl")
-    train = members(known, sids_of(data / "is2re" / "train"))
+    train = members(known, sids_of(find_lmdb(data, "is2re", "train", "all")))
     lmdb = data / "dense" / "data.lmdb"
     plan = plan_splits(sids_of(lmdb), tables, partial(by_training, train=train))
     cut = finetuning_systems(plan.systems[DenseSplit.ID], SHARE, seed=0)
