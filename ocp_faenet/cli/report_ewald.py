@@ -95,7 +95,8 @@ def render_filters(content: Mapping[str, Any]) -> str:
     maes = "; ".join(f"{label} {mean:.3f} eV" for label, (mean, _) in content["maes"].items())
     return (
         "Filters of a trained FAENet with `ewald: {k_cutoff: ...}` by wave number, seed 0: root "
-        "mean square over channels, each layer relative to its largest value. Dotted, the Gaussian of an Ewald "
+        "mean square over channels, each layer relative to its largest value. Dotted, the Gaussian "
+        "of an Ewald "
         "sum's long-range part with α as in figure 3, without its 1/k². The envelope takes all "
         f"filters to zero at the cutoff. Mean MAE of the four splits: {maes}. {stamp_of(content)}"
     )
