@@ -11,12 +11,16 @@ import pytest
 from ocp_faenet.cli import compare
 from ocp_faenet.cli.benchmark_report import table_of
 from ocp_faenet.cli.expressivity_report import markdown_of
+from ocp_faenet.cli.report import sections_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: How a table that no study made is rendered from ``docs/results/NAME.json``.
-RENDERERS = {"expressivity": markdown_of}
+RENDERERS = {
+    "expressivity": markdown_of,
+    "report": lambda content: sections_of(content, "images/report/"),
+}
 #: Words without which nobody can make a number again, or judge it.
 STAMP = ("ocp-faenet ", "seed", "CPU cores")
 

@@ -16,6 +16,7 @@ from scipy.integrate import quad
 from ocp_faenet.adapters.dense_study import read_targets
 from ocp_faenet.cli import main, study_run
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.report import sections_of
 from ocp_faenet.cli.report_curves import mean_of, trained, validated
 from ocp_faenet.cli.report_ewald import madelung_error
 from ocp_faenet.cli.report_frames import framed
@@ -300,7 +301,10 @@ def test_the_whole_report_from_finished_runs(data, runs, tmp_path, monkeypatch):
         "ocp_faenet.cli.report_ewald.learned_filters",
         lambda checkpoint, norms: torch.stack([norms * 0 + 1, norms]),
     )
-    args = ("--data", data, "--out", tmp_path / "out", "--runs", runs)
+    document = tmp_path / "docs" / "page.md"
+    document.parent.mkdir()
+    document.write_text("before\n<!-- table:report -->\nold\n<!-- /table:report -->\nafter\n")
+    args = ("--data", data, "--out", tmp_path / "out", "--runs", runs, "--into", document)
     done = report(*args)
     assert done.exit_code == 0, done.output
     assert re.search(r"^0 of \d+ runs left: about 0 CPU minutes", done.output), done.output
@@ -324,9 +328,21 @@ def test_the_whole_report_from_finished_runs(data, runs, tmp_path, monkeypatch):
     for energies in content["sections"]["figure5"]["energies"].values():
         reference = [each[0] for each in energies.values()]
         assert reference == sorted(reference)
-    again = report(*args)
+    inside = sections_of(content, "images/report/")
+    assert document.read_text() == (
+        f"before\n<!-- table:report -->\n{inside}\n<!-- /table:report -->\nafter\n"
+    )
+    assert json.loads((document.parent / "results" / "report.json").read_text()) == content
+    kept = re.findall(r"\((images/report/[^)]+)\)", inside)
+    assert [Path(link).name for link in kept] == links
+    assert all((document.parent / link).read_bytes() for link in kept)
+    again = report(*args[:-2], "--only", "table1")
     assert again.exit_code == 0
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == content
+    part = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(part["sections"]) == ["table1"]
+    assert part["command"] == "ocp-faenet report --budget small --only table1"
+    first = content["sections"]["table1"]["study"]
+    assert part["sections"]["table1"]["study"] == {**first, "command": part["command"]}
 
 
 def test_sections_by_name_and_pictures_that_need_no_run(data, tmp_path):
@@ -372,6 +388,7 @@ def test_a_run_that_fails_takes_its_section_alone(data, runs, tmp_path, monkeypa
     [
         (("--only", "table3"), "--only table3: the sections are figure1, table1"),
         (("--data", "nowhere"), "--data nowhere: no such folder"),
+        (("--into", ROOT / "README.md"), "README.md: no lines <!-- table:report -->"),
     ],
 )
 def test_bad_input_is_one_line(data, tmp_path, args, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import machine_class, write_json
 from ocp_faenet.cli.report_plan import Setting, estimate, missing
 from ocp_faenet.cli.report_sections import SECTIONS
+from ocp_faenet.cli.study_report import insert
 from ocp_faenet.data.places import SIZES
 
 _PATH = click.Path(path_type=Path)
@@ -50,6 +52,12 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Folder of `studies` and of the configurations that they name.",
 )
+@click.option(
+    "--into",
+    type=_PATH,
+    help="Put the sections between this document's lines <!-- table:report --> and "
+    "<!-- /table:report -->, with images/report/ and results/report.json beside it.",
+)
 def report(
     data: Path,
     out: Path,
@@ -59,6 +67,7 @@ def report(
     jobs: int,
     runs: Path,
     configs: Path,
+    into: Path | None,
 ) -> None:
     """Make the report's tables and figures from the data at hand: Markdown, JSON, PNG.
 
@@ -70,7 +79,10 @@ def report(
     chosen = _chosen(only)
     if not data.is_dir():
         raise BadInputError(f"--data {data}: no such folder; `ocp-faenet data emt {data}` makes it")
+    _check_document(into)
     command = f"ocp-faenet report --budget {budget}"
+    command += "" if only is None else f" --only {','.join(chosen)}"
+    command += "" if size is None else f" --size {size}"
     setting = Setting(data, out, configs, runs, jobs, budget == "small", size, command)
     absent = {
         name: reason
@@ -94,6 +106,8 @@ def report(
         write_json(out / "report.json", content)  # what is there so far, whatever comes
         _write(out / "report.md", page_of(content))
     click.echo(f"{out / 'report.md'}")
+    if into is not None:
+        _keep(content, out, into)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -124,6 +138,33 @@ def _chosen(only: str | None) -> list[str]:
     if unknown := sorted(set(asked) - set(SECTIONS)):
         raise BadInputError(f"--only {unknown[0]}: the sections are {', '.join(SECTIONS)}")
     return [name for name in SECTIONS if name in asked]
+
+
+def _check_document(document: Path | None) -> None:
+    """Before anything is run: its markers are there.
+
+    Raises:
+        BadInputError: they are not, or the document is not.
+    """
+    try:
+        if document is not None:
+            insert(document.read_text(), "report", "", kind="table")
+    except (ValueError, OSError) as error:
+        raise BadInputError(f"--into {document}: {error}") from error
+
+
+def _keep(content: Mapping[str, Any], out: Path, document: Path) -> None:
+    """Sections into the document, pictures and numbers beside it."""
+    pictures = document.parent / "images" / "report"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for made in content["sections"].values():
+        for name in made.get("pictures", ()):
+            temporary = pictures / f".{name}.tmp"
+            shutil.copyfile(out / name, temporary)
+            os.replace(temporary, pictures / name)
+    write_json(document.parent / "results" / "report.json", content)
+    text = sections_of(content, "images/report/")
+    _write(document, insert(document.read_text(), "report", text, kind="table"))
 
 
 def _section(name: str, setting: Setting, reason: str | None) -> tuple[dict[str, Any], bool]:
