@@ -69,6 +69,23 @@ def test_convolution_counts_its_work(weights):
     assert counted == pytest.approx(by_edge + by_atom, rel=0.02)
 
 
+def test_four_frames_count_what_cannot_be_shared():
+    """The counts from which docs/performance.md says what four frames must cost."""
+    model, graph = all_faenets(IS2RE)["FAENet, all (4)"]("cpu"), oc20_like(45, 3)
+    edges, atoms = graph.edge_index.shape[1], graph.num_atoms
+    with torch.no_grad():
+        model.energy(graph)  # tables are made
+        counted = count_work(lambda: model.energy(graph), CPU)[0]
+    kept = model.module.backbone.edge_embedding.kept_cells._state
+    (grid,), (_, coefficients) = kept[1:]
+    terms, frames = coefficients.shape[1:3]
+    assert frames == 4
+    filters = 2 * edges * frames * terms * 384 * 5 / 1e9
+    basis = 2 * edges * grid.terms * terms / 1e9
+    shared, own = (2 * atoms * n * 384 * 384 / 1e9 for n in (3.5, 20.5 * frames))
+    assert counted == pytest.approx(filters + basis + shared + own, rel=0.02)
+
+
 def test_memory_is_counted():
     def run():
         x = torch.empty(1_000_000)
@@ -114,7 +131,11 @@ def test_verb_reports(tmp_path):
     result = CliRunner().invoke(benchmark, [*args, "--plot", str(plot)])
     assert result.exit_code == 0, result.output
     assert "samples/s" in result.output
-    rows = json.loads(out.read_text())["rows"]
+    report = json.loads(out.read_text())
+    command = "ocp-faenet benchmark --atoms 5,9 --batch 2 --models 'FAENet, det' --models "
+    assert report["command"].startswith(command)
+    assert report["command"].endswith(" --repeats 2")
+    rows = report["rows"]
     assert {(r["model"], r["mode"], r["atoms"]) for r in rows} == {
         (name, mode, n) for name in names for mode in ("inference", "training") for n in (5, 9)
     }
@@ -219,6 +240,20 @@ def test_slow_contenders_are_left_out():
     timings = measure(contenders, oc20_like(5, 1), clock=lambda: next(ticks), **options)
     assert "a pass takes 1 s" in timings["slow"].error
     assert not timings["slow"].seconds
+
+
+def test_contenders_that_are_expected_to_be_slow_are_not_run():
+    runs = []
+    contenders = [
+        Contender(name, nn.Linear(3, 1), lambda g: g.positions, lambda x, n=name: runs.append(n))
+        for name in ("slow", "fast")
+    ]
+    options = {"training": False, "repeats": 1, "longest": 5, "expected": {"slow": 7.0}}
+    timings = measure(contenders, oc20_like(5, 1), **options)
+    assert timings["slow"].error == "a pass would take about 7 s, more than 5"
+    assert timings["slow"].first is None
+    assert timings["fast"].first > 0
+    assert set(runs) == {"fast"}
 
 
 def test_each_frame_method_has_each_option_under_its_name():

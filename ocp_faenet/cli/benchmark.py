@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ocp_faenet.cli.benchmark_report import row_of, table_of
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import machine_class, write_json
+from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.models.contenders import all_faenets, usual_faenets
 from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.models.timing import Contender, measure, peak_gflops
@@ -79,7 +79,7 @@ class Numbers(click.ParamType):
 )  # fmt: skip
 @click.option(
     "--longest", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
-    help="Seconds of a pass beyond which a model is left out.",
+    help="Seconds of a pass beyond which a model is left out, by the last size if need be.",
 )  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
@@ -122,9 +122,12 @@ def benchmark(
     click.echo(table_of(rows))
     if json_file:
         machine = {"name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak}
-        write_json(
-            json_file, {"machine": machine, "repeats": repeats, "clock": clock, "rows": rows}
-        )
+        content = {
+            "command": command_line(("json_file", "plot")), "data": "synthetic slabs",
+            "seed": None if mode == "relaxation" else 0, "machine": machine,
+            "repeats": repeats, "clock": clock, "rows": rows,
+        }  # fmt: skip
+        write_json(json_file, content)
     if all(row["error"] for row in rows):
         raise BadInputError("no model could be timed; the table says why")
     if plot:
@@ -150,6 +153,8 @@ class Measurement:
 
 def _passes(makers: Mapping[str, Maker], how: Measurement) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    # Seconds of the last pass of each model, and its atoms: time is taken to grow with them.
+    seen: dict[tuple[str, str], tuple[float, int]] = {}
     total = len(how.atoms) * len(how.batch) * len(how.modes) * how.repeats * len(makers)
     with tqdm(total=total, desc="benchmark", file=sys.stderr) as bar:
         contenders = [make(how.where) for make in makers.values()]
@@ -157,12 +162,21 @@ def _passes(makers: Mapping[str, Maker], how: Measurement) -> list[dict[str, Any
             graph = oc20_like(size, graphs, device=how.where)
             edges = graph.edge_index.shape[1]
             for mode in how.modes:
+                expected = {
+                    name: seconds / before * size * graphs
+                    for (name, of_mode), (seconds, before) in seen.items()
+                    if of_mode == mode and size * graphs > before
+                }
                 timings = measure(
                     contenders, graph, training=MODES[mode], repeats=how.repeats,
-                    longest=how.longest, clock=how.clock, progress=bar.update,
+                    longest=how.longest, expected=expected, clock=how.clock,
+                    progress=bar.update,
                 )  # fmt: skip
                 for contender in contenders:
                     name, timing = contender.name, timings[contender.name]
+                    if timing.first is not None:
+                        last = timing.median if timing.seconds else timing.first
+                        seen[name, mode] = (last, size * graphs)
                     parameters = _parameters(contender.module)
                     rows.append(
                         row_of(name, mode, size, graphs, edges, parameters, timing, how.peak)

@@ -74,34 +74,6 @@ def table_of(rows: Sequence[Row]) -> str:
     return markdown_table(HEADER, lines)
 
 
-def sizes_of(rows: Sequence[Row]) -> str:
-    """Milliseconds a structure: a line for each model, a column for each size, and what is absent.
-
-    Columns are sizes of structures or of batches, whichever differ; a table for each mode.
-    """
-    parts = []
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        of_mode = [row for row in rows if row["mode"] == mode]
-        sizes = list(dict.fromkeys((row["atoms"], row["batch"]) for row in of_mode))
-        cells = {(row["model"], row["atoms"], row["batch"]): _milliseconds(row) for row in of_mode}
-        header = [f"{mode}, ms a structure", *[f"{batch} × {atoms:,}" for atoms, batch in sizes]]
-        models = dict.fromkeys(row["model"] for row in of_mode)
-        lines = [[model, *[cells.get((model, *s), ABSENT) for s in sizes]] for model in models]
-        parts.append(markdown_table(header, lines))
-    absent = [
-        f"{row['model']} at {row['batch']} × {row['atoms']:,}, {row['mode']}: {row['error']}"
-        for row in rows
-        if row["error"]
-    ]
-    if absent:
-        parts.append(f"`{ABSENT}`: {'; '.join(absent)}.")
-    return "\n\n".join(parts)
-
-
-def _milliseconds(row: Row) -> str:
-    return ABSENT if row["error"] else f"{1e3 * row['seconds'] / row['batch']:.3g}"
-
-
 def _number(row: Row, key: str, form: str) -> str:
     value = row.get(key)
     return ABSENT if value is None else form.format(value)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
+from click.core import ParameterSource
 
 from ocp_faenet.cli.errors import BadInputError
 
@@ -18,6 +21,29 @@ def machine_class() -> str:
     """Cores, architecture and PyTorch of this machine, without its name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} CPU cores ({platform.machine()}), torch {torch.__version__}"
+
+
+def command_line(leave_out: Sequence[str] = ()) -> str:
+    """The running command with the options that were given.
+
+    Args:
+        leave_out: names of parameters that say where numbers go, and not what they are.
+    """
+    context = click.get_current_context()
+    words = [f"ocp-faenet {context.info_name}"]
+    for option in context.command.params:
+        name = str(option.name)
+        if name in leave_out or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        value = context.params[name]
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"{option.opts[0]} {_word(each)}" for each in values]
+    return " ".join(words)
+
+
+def _word(value: Any) -> str:
+    """As a shell takes it; lists of numbers with commas."""
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

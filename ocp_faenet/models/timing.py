@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,12 +43,14 @@ class Timing:
         seconds: of each repetition.
         gflop: multiply-adds of matrix products in one pass, two operations each, in 1e9.
         peak_bytes: most memory in use beyond what was before; ``None`` where not measured.
+        first: the longest pass of the warm-up, s; ``None`` where none ended.
         error: why there is nothing, in one line.
     """
 
     seconds: list[float] = field(default_factory=list)
     gflop: float = 0.0
     peak_bytes: int | None = None
+    first: float | None = None
     error: str | None = None
 
     @property
@@ -65,6 +67,7 @@ def measure(
     repeats: int,
     warmup: int = 1,
     longest: float = math.inf,
+    expected: Mapping[str, float] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Timing]:
@@ -73,17 +76,22 @@ def measure(
     A training step is forward, squared error, backward and an AdamW step; inference is a forward
     pass without gradients. Before the repetitions each contender runs ``warmup`` times, and once
     with its work and memory counted. One that fails, or whose pass takes longer than ``longest``
-    seconds, is reported, and the others go on.
+    seconds or is ``expected`` to, is reported, and the others go on.
     """
     timings = {c.name: Timing() for c in contenders}
     device = graph.positions.device
     steps: dict[str, Callable[[], None]] = {}
     for contender in contenders:
         timing = timings[contender.name]
+        ahead = (expected or {}).get(contender.name, 0.0)
+        if ahead > longest:
+            timing.error = f"a pass would take about {ahead:.0f} s, more than {longest:g}"
+            progress(repeats)
+            continue
         try:
             step = _training_step if training else _inference_step
             run = step(contender, contender.prepare(graph))
-            taken = max(_timed(run, device, clock) for _ in range(warmup))
+            timing.first = taken = max(_timed(run, device, clock) for _ in range(warmup))
             if taken <= longest:
                 timing.gflop, timing.peak_bytes = count_work(run, device)
                 steps[contender.name] = run

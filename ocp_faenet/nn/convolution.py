@@ -28,6 +28,7 @@ from ocp_faenet.nn import native
 from ocp_faenet.nn.activations import Activation
 from ocp_faenet.nn.blocked import BlockedPass
 from ocp_faenet.nn.messages import Operands, Slopes
+from ocp_faenet.nn.workspace import SHARED
 
 
 def convolve(operands: Operands, act: Activation | None) -> Tensor:
@@ -86,7 +87,7 @@ class BlockedConvolution(torch.autograd.Function):
         *fields, keep = arguments
         operands = Operands(*fields)
         rows, width = operands.features.shape[0], operands.matrices.shape[-1]
-        saved = operands.x.new_empty(rows, width) if keep else None
+        saved = SHARED.empty(rows, width, operands.x) if keep else None
         out = _fastest(operands).forward(saved)
         *tensors, ctx.messages = operands
         ctx.save_for_backward(*tensors, saved)
