@@ -317,7 +317,7 @@ def test_the_whole_report_from_finished_runs(data, runs, tmp_path, monkeypatch):
         assert SECTIONS[name].render(made) in page
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
     assert sorted(links) == sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert len(links) == 7
+    assert len(links) == 8
     for link in links:
         assert (tmp_path / "out" / link).read_bytes().startswith(b"\x89PNG")
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]

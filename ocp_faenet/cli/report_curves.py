@@ -47,6 +47,8 @@ PAIRS = (
         "energy MAE (eV)",
         {"without": "without", "cutoff": "k_cutoff"},
     ),
+)
+NOISY_PAIRS = (
     Pair(
         "Noisy Nodes, 16 layers",
         DEPTH,
@@ -74,8 +76,13 @@ FORCE_PAIRS = (
 
 
 def make_curves(setting: Setting) -> dict[str, Any]:
-    """Curves of the improvements that energies show."""
+    """Curves with and without frames, and with and without Ewald messages."""
     return _make(setting, PAIRS, "curves.png")
+
+
+def make_noisy_curves(setting: Setting) -> dict[str, Any]:
+    """Curves with and without Noisy Nodes."""
+    return _make(setting, NOISY_PAIRS, "noisy_curves.png")
 
 
 def make_force_curves(setting: Setting) -> dict[str, Any]:

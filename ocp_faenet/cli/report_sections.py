@@ -96,10 +96,17 @@ SECTIONS: Mapping[str, Section] = {
         report_figures.render_figure5,
     ),
     "curves": Section(
-        "Training curves with and without each improvement",
+        "Training curves with and without frames and Ewald messages",
         ("is2re",),
-        (FRAMES, EWALD, DEPTH),
+        (FRAMES, EWALD),
         report_curves.make_curves,
+        report_curves.render_curves,
+    ),
+    "noisy_curves": Section(
+        "Training curves with and without Noisy Nodes",
+        ("is2re",),
+        (DEPTH,),
+        report_curves.make_noisy_curves,
         report_curves.render_curves,
     ),
     "force_curves": Section(
