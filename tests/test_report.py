@@ -148,15 +148,27 @@ def test_a_structure_is_the_same_in_its_frames_however_it_is_turned():
 
 
 def test_curves_are_means_of_epochs_and_end_with_the_last_weights():
+    """Errors of single steps come out of the host's running means, which start anew."""
+    steps, size, batch = 2 * 51, 202, 4  # 51 steps an epoch, the last of two structures
+    rng = np.random.default_rng(0)
+    errors, weights = rng.random(steps), np.full(steps, batch)
+    weights[[50, 101]] = 2
+    means = []
+    for step in range(1, steps + 1):
+        begin = 100 if step > 100 else 30 if step > 30 else 0
+        means.append(np.average(errors[begin:step], weights=weights[begin:step]))
     result = {
-        "train_size": 9, "batch_size": 4, "epochs": 2,  # 3 steps an epoch
+        "train_size": size, "batch_size": batch, "epochs": 2, "training": {"resumed_at_step": 30},
         "curves": {
-            "train/e": [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0), (6, 0.5)],
-            "val/e": [(3, 2.5)],
+            "train/e": list(zip(range(1, steps + 1), means, strict=True)), "val/e": [(51, 2.5)]
         },
         "splits": {"val_id": {"e": 0.75}, "val_ood": {"e": 9.0}},
     }  # fmt: skip
-    assert trained(result, "e") == [(1.0, 3.0), (2.0, 0.75)]
+    halves = [np.average(errors[part], weights=weights[part])
+              for part in (slice(0, 51), slice(51, 102))]  # fmt: skip
+    found = trained(result, "e")
+    assert [epoch for epoch, _ in found] == [1.0, 2.0]
+    assert [error for _, error in found] == pytest.approx(halves, abs=1e-12)
     assert validated(result, "e") == [(1.0, 2.5), (2.0, 0.75)]
     assert trained(result, "f") == []
     assert mean_of([[(1.0, 2.0), (2.0, 4.0)], [(2.0, 2.0), (3.0, 1.0)]]) == [(2.0, 3.0)]

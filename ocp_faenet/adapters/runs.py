@@ -24,6 +24,8 @@ from fairchem.core.common.utils import build_config, load_config, merge_dicts
 
 from ocp_faenet.adapters.datasets import check_lmdb
 
+#: Steps after which the host's log starts its running means of training errors anew.
+LOG_WINDOW = 100
 #: Part of every hash: raise it when the meaning of a result changes.
 PROTOCOL = 1
 
@@ -99,7 +101,7 @@ class RunSpec:
         """The configuration as ``fairchem --mode train`` would build it, kept in ``folder``."""
         arguments = ["--mode", "train", "--config-yml", self.config_yml, "--cpu"]
         arguments += ["--run-dir", str(folder), "--timestamp-id", "run", "--seed", str(self.seed)]
-        arguments += ["--identifier", self.name, "--print-every", "100"]
+        arguments += ["--identifier", self.name, "--print-every", str(LOG_WINDOW)]
         parsed, rest = flags.get_parser().parse_known_args(arguments)
         config: dict[str, Any] = merge_dicts(build_config(parsed, rest), dict(self.overrides))[0]
         if self.stage is not None:

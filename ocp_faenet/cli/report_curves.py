@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ocp_faenet.adapters.runs import LOG_WINDOW
 from ocp_faenet.cli.report_plan import DEPTH, EWALD, FORCES, FRAMES, Part, Setting
 from ocp_faenet.cli.study_run import Outcome
 
@@ -118,11 +119,25 @@ def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:
 
 
 def trained(result: Mapping[str, Any], metric: str) -> Points:
-    """Mean over each epoch of what the log says of ``metric`` in training."""
-    by_epoch: dict[int, list[float]] = {}
-    for step, error in result["curves"].get(f"train/{metric}", ()):
-        by_epoch.setdefault(math.ceil(step / _per_epoch(result)), []).append(error)
-    return [(float(epoch), sum(found) / len(found)) for epoch, found in sorted(by_epoch.items())]
+    """Mean over each epoch of the error in training, by the number of structures.
+
+    The host logs the mean since the last multiple of `LOG_WINDOW` steps, or since the run was
+    taken up again: what a step adds to that is its own error.
+    """
+    resumed = result["training"].get("resumed_at_step", 0)
+    last = result["train_size"] - (_per_epoch(result) - 1) * result["batch_size"]
+    epochs: dict[int, tuple[float, int]] = {}
+    seen, total = 0, 0.0
+    for step, mean in result["curves"].get(f"train/{metric}", ()):
+        if (step - 1) % LOG_WINDOW == 0 or step - 1 == resumed:
+            seen, total = 0, 0.0
+        size = result["batch_size"] if step % _per_epoch(result) else last
+        seen += size
+        epoch = math.ceil(step / _per_epoch(result))
+        errors, count = epochs.get(epoch, (0.0, 0))
+        epochs[epoch] = (errors + mean * seen - total, count + size)
+        total = mean * seen
+    return [(float(epoch), errors / count) for epoch, (errors, count) in sorted(epochs.items())]
 
 
 def validated(result: Mapping[str, Any], metric: str) -> Points:
@@ -159,7 +174,7 @@ def render_curves(content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "Solid: the first validation split. Dashed: the training set while it is learned, mean "
-            "of each epoch's log; noise on the structures is part of that. Means over seeds.",
+            "of each epoch; noise on the structures is part of that. Means over seeds.",
             "",
             *lines,
             "",

@@ -214,7 +214,7 @@ def curves_picture(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.plot(*np.array(line["val"]).T, f"{marker}-", **style)
         axis.set(xlabel="epoch", ylabel=panel["label"], yscale="log", title=panel["title"])
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(2, 3, 5, 7)))
+        axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))
         axis.yaxis.set_minor_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.grid(color="0.92", lw=0.6, which="both", axis="y")
