@@ -12,8 +12,10 @@ import click
 import numpy as np
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs, write_json
+from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import machine_class, markdown_table
+from ocp_faenet.cli.output import command_line, machine_class, markdown_table
+from ocp_faenet.cli.study_report import value
 from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.inventory import relaxed_energies
 from ocp_faenet.metrics.energies import mean_and_std, mean_baseline
@@ -22,6 +24,10 @@ SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 #: Longest training first: that packs the processes best.
 MODELS = ("dimenet_plus_plus", "faenet", "schnet")
 MEAN = "training mean"
+#: What tables and pictures call the configurations that are shipped.
+LABELS = {"faenet": "FAENet", "schnet": "SchNet", "dimenet_plus_plus": "DimeNet++"}
+#: Options that say where numbers go, or come from.
+OUTPUTS = ("data", "json_path", "markdown", "plot", "into", "runs")
 _PATH = click.Path(path_type=Path)
 
 
@@ -94,6 +100,7 @@ class Study:
 @click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
 @click.option("--markdown", type=_PATH, help="Write the table to this file.")
 @click.option("--plot", type=_PATH, help="Draw the errors and learning curves (PNG).")
+@click.option("--into", type=_PATH, help="Replace the table in this document, between its markers.")
 def compare(
     data: Path,
     configs: Path,
@@ -106,6 +113,7 @@ def compare(
     json_path: Path | None,
     markdown: Path | None,
     plot: Path | None,
+    into: Path | None,
 ) -> None:
     """Train the models on the same data with the stock trainer and compare their errors.
 
@@ -123,7 +131,7 @@ def compare(
     ]
     results = run_study(specs, runs, jobs, "Training")
     report = _report(study, results, baseline, minutes)
-    text = "\n\n".join([_table(report), *_sentences(report)])
+    text = "\n\n".join([table_of(report), sentence_of(report)])
     click.echo(text)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +141,8 @@ def compare(
         markdown.write_text(text + "\n")
     if plot is not None:
         _draw(report, results, plot)
+    if into is not None:
+        insert_into(into, "compare", markdown_of(report))
 
 
 def _check(study: Study) -> dict[str, dict[str, float]]:
@@ -184,6 +194,8 @@ def _report(
         mine = [result for result in results if result["name"] == model]
         rows.append(_row(model, mine))
     return {
+        "command": command_line(OUTPUTS),
+        "data": study.data.name,
         "budget": "equal epochs" if minutes is None else f"equal wall time, {minutes:g} min",
         "seeds": study.seeds,
         "jobs": study.jobs,
@@ -223,59 +235,54 @@ def _order(model: str) -> tuple[int, str]:
     return (order.index(model) if model in order else len(order), model)
 
 
-def _table(report: Mapping[str, Any]) -> str:
-    columns = [f"{split} {key}" for split in SPLITS for key in ("MAE", "MSE")]
-    header = ["model", "parameters", "epochs", "minutes", "train samples/s", *columns]
+def table_of(report: Mapping[str, Any], scores: Sequence[str] = ("MAE", "MSE")) -> str:
+    """The Markdown table of a report, with these scores of each split."""
+    columns = [f"{split} {score}" for split in SPLITS for score in scores]
+    header = ["", "parameters", "epochs", "minutes", "training samples/s", *columns]
     rows = []
     for row in report["rows"]:
-        cells = [row["model"]]
+        cells = [LABELS.get(row["model"], row["model"])]
         if "parameters" in row:
             cells += [f"{row['parameters']:,}", str(row["epochs"]), f"{row['minutes'][0]:.1f}"]
             cells.append(f"{row['train_samples_per_second'][0]:.0f}")
         else:
             cells += ["-"] * 4
         for split in SPLITS:
-            cells += [_value(row["splits"][split][key]) for key in ("mae", "mse")]
+            cells += [value(row["splits"][split][score.lower()]) for score in scores]
         rows.append(cells)
     return markdown_table(header, rows)
 
 
-def _value(pair: Sequence[float]) -> str:
-    mean, std = pair
-    digits = 3 if mean < 10 else 1
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
-
-
-def _sentences(report: Mapping[str, Any]) -> list[str]:
+def sentence_of(report: Mapping[str, Any]) -> str:
+    """Where the numbers come from, in one paragraph."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
-    lines = [
-        "MAE in eV, MSE in eV², of the weights after the last epoch; mean ± standard deviation, "
-        f"{seeds}. Budget: {report['budget']}; minutes are wall time, validation after every "
-        f"epoch included. {report['train_size']} training structures; {sizes}. "
-        f"{report['machine']}; {report['jobs']} runs at a time, one thread each."
-    ]
-    scores = {row["model"]: row["splits"]["val_id"]["mae"][0] for row in report["rows"]}
-    if "faenet" in scores:
-        others = [
-            f"{scores[name] / scores['faenet']:.2f} times smaller than that of {name}"
-            for name in scores
-            if name != "faenet"
-        ]
-        lines.append(f"val_id: the MAE of faenet is {', '.join(others)}.")
-    return lines
+    return (
+        f"`{report['command']}`: MAE in eV, MSE in eV², of the weights after the last epoch, mean "
+        f"± standard deviation, {seeds}, {report['budget']}; {report['train_size']} training "
+        f"structures of the {report['data']} set; {sizes}. Minutes are wall time with validation "
+        f"after every epoch; {report['machine']}; {report['jobs']} runs at a time, one thread each."
+    )
+
+
+def markdown_of(report: Mapping[str, Any]) -> str:
+    """For a page that is not wide: MAE alone, and where it comes from."""
+    sentence = sentence_of(report).replace("MAE in eV, MSE in eV²", "MAE in eV")
+    return f"{table_of(report, ['MAE'])}\n\n{sentence}"
 
 
 def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path: Path) -> None:
     from ocp_faenet.cli.pictures import comparison
 
     errors = {
-        row["model"]: {split: tuple(row["splits"][split]["mae"]) for split in SPLITS}
+        LABELS.get(row["model"], row["model"]): {
+            split: tuple(row["splits"][split]["mae"]) for split in SPLITS
+        }
         for row in report["rows"]
     }
     curves: dict[str, list[list[tuple[float, float]]]] = {}
     for result in results:
         per_epoch = np.ceil(result["train_size"] / result["batch_size"])
         points = [(step / per_epoch, mae) for step, mae in result["curves"]["val/energy_mae"]]
-        curves.setdefault(result["name"], []).append(points)
+        curves.setdefault(LABELS.get(result["name"], result["name"]), []).append(points)
     comparison(errors, curves, path)

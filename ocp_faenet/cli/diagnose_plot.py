@@ -13,10 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from ocp_faenet.cli.pictures import save
-
-#: Okabe and Ito's palette, which the colour-blind tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from ocp_faenet.cli.pictures import MARKERS, colour, save
 
 
 def plot_depth(models: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -24,9 +21,16 @@ def plot_depth(models: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for k, each in enumerate(models):
         mad, spread = np.array(each["mad"]), np.array(each["spread"])
-        layers, colour = np.arange(len(mad)), COLOURS[k % len(COLOURS)]
-        axis.plot(layers, mad, "os^Dv"[k % 5] + "-", ms=5, color=colour, label=each["checkpoint"])
-        axis.fill_between(layers, mad - spread, mad + spread, color=colour, alpha=0.12, lw=0)
+        layers, shade = np.arange(len(mad)), colour(k + 1)
+        axis.plot(
+            layers,
+            mad,
+            MARKERS[k % len(MARKERS)] + "-",
+            ms=5,
+            color=shade,
+            label=each["checkpoint"],
+        )
+        axis.fill_between(layers, mad - spread, mad + spread, color=shade, alpha=0.12, lw=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(
         xlabel="layer (0: embedding block)", ylabel="MAD (mean cosine distance)", ylim=(0, None)

@@ -6,16 +6,17 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
+from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.expressivity_report import markdown_of
-from ocp_faenet.cli.output import machine_class, write_json
+from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.geometry.counterexamples import (
     Pair,
     counterexamples,
@@ -24,10 +25,24 @@ from ocp_faenet.geometry.counterexamples import (
     twisted_ends,
 )
 from ocp_faenet.models.expressive_faenets import KINDS, faenet_subject
-from ocp_faenet.models.expressivity import Subject, build, exactness, trained
+from ocp_faenet.models.expressivity import (
+    CLEAR,
+    MARGIN,
+    RATE,
+    Subject,
+    build,
+    exactness,
+    trained,
+)
 
 PEERS = ("SchNet", "DimeNet++", "PaiNN")
-#: Family -> its pairs for a range of k, and whether its pairs are trained on by default.
+#: Standard deviation of the noise on the random weights of the exact verdict.
+SHAKE = 0.2
+#: What the verdicts rest on beside the options: cells of another method are not taken over.
+METHOD = {"shake": SHAKE, "clear": CLEAR, "rate": RATE, "margin": MARGIN}
+#: Options that say where numbers go.
+OUTPUTS = ("json_path", "plot", "into")
+#: Family -> its pairs for a range of k.
 FAMILIES: dict[str, Callable[[range], list[Pair]]] = {
     "chain": lambda ks: [k_chains(k) for k in ks],
     "fork": lambda ks: [forked_chains(k) for k in ks],
@@ -49,14 +64,14 @@ FAMILIES: dict[str, Callable[[range], list[Pair]]] = {
               help="Most layers that are tried.")  # fmt: skip
 @click.option("--inits", type=click.IntRange(1), default=3, show_default=True,
               help="Random weights of the exact verdict.")  # fmt: skip
-@click.option("--train", default="chain", show_default=True,
-              help="Families on which networks are trained, none for none.")  # fmt: skip
+@click.option("--train", default="fold,chain,other,fork", show_default=True,
+              help="Families to train on, the first two first; none for none.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(0), default=10, show_default=True,
               help="Trained networks of a cell; 0 trains none.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(1), default=100, show_default=True,
               help="Steps of a training at most.")  # fmt: skip
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write all numbers to this file; what it has already is kept.")  # fmt: skip
+              help="Write all numbers to this file; the command resumes from it.")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Heat maps (PNG).")
 @click.option("--into", type=click.Path(dir_okay=False, path_type=Path),
               help="Replace the tables in this document, between their markers.")  # fmt: skip
@@ -81,61 +96,71 @@ def expressivity(
     null set, and are not trained on. Needs no data set; without fairchem only FAENet is examined.
     """
     pairs = _pairs(families, largest)
-    trained_families = set() if train == "none" or not seeds else set(_known(train, "--train"))
+    order = [] if train == "none" or not seeds else _known(train, "--train")
     settings = {"layers": layers, "inits": inits, "seeds": seeds, "budget": budget}
-    found = _finished(json_path, settings)
+    stamp = {"command": command_line(OUTPUTS), **settings, **METHOD}
+    found = _finished(json_path, stamp)
     subjects = _subjects(models)
     report: dict[str, Any] = {
-        "command": "ocp-faenet expressivity", "data": "none", "machine": machine_class(),
-        **settings, "cells": [],
+        **stamp, "data": "none", "machine": machine_class(),
+        "cells": [],
     }  # fmt: skip
-    with tqdm(total=len(subjects) * len(pairs), desc="expressivity", file=sys.stderr) as bar:
-        for name, make in subjects.items():
-            examiner = Examiner(make, settings)
-            for family, pair in pairs:
-                want = family in trained_families
-                cell = found.get((name, pair.name))
-                if cell is None or (want and cell["trained"] is None and cell["at"] is not None):
-                    cell = {"model": name, "family": family, **examiner.cell(pair, want)}
-                found[name, pair.name] = cell
-                report["cells"] = list(found.values())
-                if json_path:
-                    write_json(json_path, report)
-                bar.update()
+    examiners = {name: Examiner(name, make, settings) for name, make in subjects.items()}
+    work = [(name, family, pair) for family, pair in pairs for name in examiners]
+    later = [
+        (name, family, pair)
+        for families in (order[:2], order[2:])
+        for name in examiners
+        for family in families
+        for of, pair in pairs
+        if of == family
+    ]
+    with tqdm(total=len(work) + len(later), desc="expressivity", file=sys.stderr) as bar:
+        for name, family, pair in work:
+            if (name, pair.name) not in found:
+                found[name, pair.name] = examiners[name].look(family, pair)
+            _keep(report, found, json_path)
+            bar.update()
+        # Where the pose matters networks have most to learn, and the least to say.
+        for name, _, pair in sorted(later, key=lambda item: found[item[0], item[2].name]["moves"]):
+            cell = found[name, pair.name]
+            if cell["trained"] is None and cell["at"] is not None:
+                cell["trained"] = examiners[name].train(pair, cell["at"])
+                _keep(report, found, json_path)
+            bar.update()
     click.echo(markdown_of(report))
     if plot:
         from ocp_faenet.cli.expressivity_plot import plot_layers
 
         plot_layers(report["cells"], plot)
     if into:
-        from ocp_faenet.cli.study_report import insert
-
-        try:
-            page = insert(into.read_text(), "expressivity", markdown_of(report), kind="table")
-        except (ValueError, OSError) as error:
-            raise BadInputError(f"--into {into}: {error}") from error
-        into.write_text(page)
+        insert_into(into, "expressivity", markdown_of(report))
 
 
 class Examiner:
     """Both verdicts on the pairs, for one kind of network."""
 
-    def __init__(self, make: Callable[[], Subject], settings: dict[str, int]) -> None:
-        self.make, self.settings = make, settings
-        self.subject: Subject | None = None
+    def __init__(self, name: str, make: Callable[[], Subject], settings: dict[str, int]) -> None:
+        self.name, self.make, self.settings = name, make, settings
         self.networks: dict[int, list[Any]] = {}
 
-    def cell(self, pair: Pair, want_training: bool) -> dict[str, Any]:
-        """The fewest layers that separate ``pair``, and accuracies of training with them.
+    @cached_property
+    def subject(self) -> Subject:
+        """Made when it is needed: some load the host."""
+        return self.make()
+
+    def look(self, family: str, pair: Pair) -> dict[str, Any]:
+        """The fewest layers that separate ``pair`` in exact arithmetic.
 
         ``at`` is ``None`` where no number of layers does; ``moves`` says that copies of one
-        structure differ as well, so that the exact verdict says nothing.
+        structure differ as well, so that the verdict says nothing.
         """
-        subject = self.subject = self.subject or self.make()
-        most = self.settings["layers"]
-        result: dict[str, Any] = {"pair": pair.name, "at": None, "moves": False, "exact": []}
-        for layers in range(1, most + 1):
-            found = exactness(subject, self._random(subject, layers), pair)
+        result: dict[str, Any] = {
+            "model": self.name, "family": family, "pair": pair.name, "at": None, "moves": False,
+            "exact": [], "trained": None,
+        }  # fmt: skip
+        for layers in range(1, self.settings["layers"] + 1):
+            found = exactness(self.subject, self._random(layers), pair)
             result["exact"].append(
                 {"layers": layers, "gap": found.gap, "largest_gap": found.largest_gap,
                  "noise": found.noise}
@@ -144,18 +169,27 @@ class Examiner:
             if found.separates or result["moves"]:
                 result["at"] = layers
                 break
-        result["trained"] = None
-        if want_training and result["at"] is not None:
-            seeds, budget = self.settings["seeds"], self.settings["budget"]
-            outcome = trained(subject, result["at"], pair, seeds, budget)
-            result["trained"] = {"accuracy": outcome.accuracy, "steps": outcome.steps}
         return result
 
-    def _random(self, subject: Subject, layers: int) -> list[Any]:
+    def train(self, pair: Pair, layers: int) -> dict[str, Any]:
+        """Accuracies of networks that learned to tell ``pair`` apart, and their steps."""
+        seeds, budget = self.settings["seeds"], self.settings["budget"]
+        outcome = trained(self.subject, layers, pair, seeds, budget)
+        return {"accuracy": list(outcome.accuracy), "steps": list(outcome.steps)}
+
+    def _random(self, layers: int) -> list[Any]:
         if layers not in self.networks:
             seeds = range(self.settings["inits"])
-            self.networks[layers] = [build(subject, layers, seed, shake=0.1) for seed in seeds]
+            self.networks[layers] = [
+                build(self.subject, layers, seed, shake=SHAKE) for seed in seeds
+            ]
         return self.networks[layers]
+
+
+def _keep(report: dict[str, Any], cells: dict[tuple[str, str], Any], path: Path | None) -> None:
+    report["cells"] = list(cells.values())
+    if path:
+        write_json(path, report)
 
 
 def _pairs(families: str, largest: int) -> list[tuple[str, Pair]]:
@@ -189,15 +223,20 @@ def _peer(name: str) -> Subject:
     return peer_subject(name)
 
 
-def _finished(path: Path | None, settings: dict[str, int]) -> dict[tuple[str, str], Any]:
-    """Cells of an earlier run with the same settings, by model and pair."""
+def _finished(path: Path | None, stamp: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Cells that the same command left when it was interrupted, by model and pair."""
     if path is None or not path.is_file():
         return {}
     try:
         report = json.loads(path.read_text())
-        same = all(report[key] == value for key, value in settings.items())
-        return {(c["model"], c["pair"]): c for c in report["cells"]} if same else {}
+        cells = {(cell["model"], cell["pair"]): cell for cell in report["cells"]}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInputError(
             f"--json {path}: exists and is no report of expressivity; name another file"
         ) from error
+    if other := [key for key, value in stamp.items() if report.get(key) != value]:
+        raise BadInputError(
+            f"--json {path}: holds cells with another {', '.join(other)}; name another file, or "
+            "remove this one"
+        )
+    return cells

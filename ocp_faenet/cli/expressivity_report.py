@@ -51,12 +51,14 @@ def markdown_of(report: Mapping[str, Any]) -> str:
 
 def sentence_of(report: Mapping[str, Any]) -> str:
     """How the tables are read, and what made them."""
+    open_cells = any(cell["trained"] is None and cell["at"] is not None for cell in report["cells"])
+    plain = " Plain: not trained." if open_cells else ""
     return (
         f"`{report['command']}`: fewest of at most {report['layers']} layers whose energies differ "
         f"in float64, the worst of {report['inits']} random weights. `{NEVER}`: no difference "
-        "beyond rounding. `pose`: copies of one structure in other poses differ as much. Bold: "
-        f"networks of that depth were trained to tell the pair apart, and all of {report['seeds']} "
-        f"seeds have accuracy 1 after at most {report['budget']} steps. `*`: they were, and one "
-        "does not; in parentheses its accuracy where the pose matters. No data; "
-        f"{report['machine']}."
+        "beyond rounding; not trained. `pose`: copies of one structure in other poses differ as "
+        f"much. Bold: networks of that depth learned to tell the pair apart, all of "
+        f"{report['seeds']} seeds with accuracy 1 in at most {report['budget']} steps. `*`: a seed "
+        "did not; in parentheses the worst accuracy, where the pose matters."
+        f"{plain} No data; {report['machine']}."
     )

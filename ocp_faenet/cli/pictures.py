@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,20 @@ import matplotlib.pyplot as plt
 from matplotlib import ticker
 
 Points = Sequence[tuple[float, float]]
+#: Inches: at the 800 pixels of a README, letters of 10 points are 14 pixels high.
+WIDTH = 8.0
+#: So many models leave room for the range of their seeds.
+FEW = 4
+MARKERS = "os^DvpX*h<"
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure, to a temporary name first, and forget it."""
+    """Write a figure to a temporary name, move it to ``path`` and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
+    os.replace(temporary, path)
 
 
 def loss_curve(train: Points, val: Points, steps_per_epoch: float, path: Path) -> None:
@@ -31,11 +38,11 @@ def loss_curve(train: Points, val: Points, steps_per_epoch: float, path: Path) -
     steps, losses = np.array(train).T
     width = max(int(steps_per_epoch), 1)
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    axis.plot(steps[width - 1 :] / steps_per_epoch, smooth, color="C0", label="training loss")
+    axis.plot(steps[width - 1 :] / steps_per_epoch, smooth, color=colour(1), label="training loss")
     axis.set(xlabel="epoch", ylabel="training loss (MAE, normalised energy)", yscale="log")
     twin = axis.twinx()
     val_steps, val_mae = np.array(val).T
-    twin.plot(val_steps / steps_per_epoch, val_mae, "o-", ms=3, color="C1", label="val_id MAE")
+    twin.plot(val_steps / steps_per_epoch, val_mae, "o-", ms=3, color=colour(2), label="val_id MAE")
     twin.set(ylabel="val_id MAE (eV)", yscale="log")
     for side in (axis, twin):
         _plain_log(side)
@@ -90,30 +97,90 @@ def comparison(
         path: of the PNG.
         label: what the error is, with its unit.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    rows = -(-len(errors) // _legend_columns(errors))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 3.5 + 0.22 * rows), layout="constrained"
+    )
     splits = list(next(iter(errors.values())))
+    step = min(0.16, 0.85 / len(errors))
     for index, (model, by_split) in enumerate(errors.items()):
         means, stds = np.array([by_split[split] for split in splits]).T
-        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * min(
-            0.12, 0.8 / len(errors)
-        )
-        style = {"fmt": "os^DvpX*h<"[index % 10], "ms": 6, "capsize": 3, "color": _colour(index)}
-        left.errorbar(place, means, stds, label=model, **style)
-    left.set_xticks(range(len(splits)), splits)
-    left.set(ylabel=label, yscale="log", title="Splits")
+        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * step
+        style = {"fmt": MARKERS[index % 10], "ms": 5, "capsize": 2, "color": colour(index)}
+        left.errorbar(place, means, stds, label=model.replace("`", ""), **style)
+    left.set_xticks(range(len(splits)), [split.replace("val_", "") for split in splits])
+    left.set(ylabel=label, yscale="log", title="Validation splits")
+    lowest = min(mean for by_split in errors.values() for mean, _ in by_split.values())
+    left.set_ylim(bottom=max(left.get_ylim()[0], 0.6 * lowest))  # a bar may reach below zero
     for index, model in enumerate(errors):
-        for points in curves.get(model, ()):
-            right.plot(*np.array(points).T, color=_colour(index), alpha=0.7, lw=1.2)
-    right.set(
-        xlabel="epoch", ylabel=f"{splits[0]} {label}", yscale="log", title="Learning, each seed"
-    )
+        _learning(right, curves.get(model, ()), index, alone=len(errors) <= FEW)
+    right.set(xlabel="epoch", ylabel=f"{splits[0]} {label}", yscale="log", title="Learning")
     right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for axis in (left, right):
         _plain_log(axis)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False
+        handles, labels, loc="outside lower center", ncols=_legend_columns(errors), frameon=False
     )
+    save(figure, path)
+
+
+def _learning(axis: Any, curves: Sequence[Points], index: int, *, alone: bool) -> None:
+    """The mean over seeds, with the range between them where there are ``FEW`` models."""
+    if not curves:
+        return
+    shortest = min(len(points) for points in curves)
+    every = np.array([list(points)[:shortest] for points in curves])  # (seeds, epochs, 2)
+    epochs, values = every[0, :, 0], every[:, :, 1]
+    often = max(1, shortest // 6)
+    axis.plot(
+        epochs, values.mean(0), f"{MARKERS[index % 10]}-", ms=4, markevery=(index % often, often),
+        lw=1.4, color=colour(index),
+    )  # fmt: skip
+    if alone and len(curves) > 1:
+        axis.fill_between(
+            epochs, values.min(0), values.max(0), color=colour(index), alpha=0.15, lw=0
+        )
+
+
+def _legend_columns(labels: Iterable[str]) -> int:
+    """As many as fit beside each other: a letter is about 0.075 inches wide."""
+    widths = [0.5 + 0.075 * len(label) for label in labels]
+    return max(1, min(len(widths), int(WIDTH / max(widths))))
+
+
+def by_metric(rows: Mapping[str, Mapping[str, Sequence[float]]], title: str, path: Path) -> None:
+    """One panel a quantity, one line a row: for studies with a single split.
+
+    Args:
+        rows: label, then quantity with its unit: mean and standard deviation, where there is one.
+        title: above all panels.
+        path: of the PNG.
+    """
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    columns = min(len(names), 4)
+    lines = -(-len(names) // columns)
+    height = 1.0 + lines * (0.7 + 0.27 * len(rows))
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(WIDTH, height), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, name in zip(axes.flat, names, strict=False):
+        for place, values in enumerate(rows.values()):
+            if name in values:
+                mean, std = values[name]
+                style = {"fmt": MARKERS[place % 10], "ms": 5, "capsize": 2, "color": colour(place)}
+                panel.errorbar(mean, place, xerr=std, **style)
+        panel.set_title(textwrap.fill(name, 22), fontsize=9)
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(4, min_n_ticks=2))
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="x", color="0.9", lw=0.6)
+        panel.set_axisbelow(True)
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    labels = [textwrap.fill(label, 30) for label in rows]
+    axes[0][0].set_yticks(range(len(rows)), labels, fontsize=8)
+    axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.suptitle(title, fontsize=10)
     save(figure, path)
 
 
@@ -127,11 +194,11 @@ def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) ->
         label: what the error is, with its unit.
         path: of the PNG.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for index, (name, points) in enumerate(curve["series"].items()):
         x, means, stds = np.array(points, dtype=float).T
-        style: dict[str, Any] = {"fmt": f"{'os^DvpX*h<'[index % 10]}-", "ms": 5, "capsize": 3}
-        axis.errorbar(x, means, stds, label=name, color=_colour(index), **style)
+        style: dict[str, Any] = {"fmt": f"{MARKERS[index % 10]}-", "ms": 5, "capsize": 3}
+        axis.errorbar(x, means, stds, label=name, color=colour(index), **style)
     places = sorted({point[0] for points in curve["series"].values() for point in points})
     if curve["log"]:
         axis.set_xscale("log")
@@ -146,13 +213,13 @@ def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) ->
 def _plain_log(axis: Any) -> None:
     """Numbers such as 0.2 on a logarithmic y axis, not 2 x 10^-1."""
     axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axis.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    axis.yaxis.set_minor_locator(ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))
     axis.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
     axis.grid(axis="y", which="both", color="0.9", lw=0.6)
     axis.set_axisbelow(True)
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
     """Okabe and Ito's palette, which the colour-blind tell apart, after a grey."""
     return (
         *("0.5", "#0072B2", "#D55E00", "#009E73", "#CC79A7"),

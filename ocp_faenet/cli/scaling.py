@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.output import machine_class, markdown_table, write_json
+from ocp_faenet.cli.output import command_line, machine_class, write_json
+from ocp_faenet.cli.scaling_report import ANCHOR, anchor_bound, markdown_of
 from ocp_faenet.models.config import FAENetConfig
 from ocp_faenet.models.costs import Costs, Subject, Traffic, count, inference, training_step
 from ocp_faenet.models.scaling import ATOMS, GPUS, WORKLOADS, Gpu, Workload, project
 from ocp_faenet.models.synthetic import oc20_like
 
-#: Samples a second of FAENet SFA on IS2RE, the report's Table 1. The GPU is not named there:
-#: that it was this one is an assumption.
-ANCHOR, ANCHOR_GPU = 2944.0, "a100"
 COUNTS = (1, 8, 64)
+#: Options that say where numbers go, or come from.
+OUTPUTS = ("costs_file", "json_file", "into")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -48,12 +49,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--costs", "costs_file", type=_FILE, help="Counted before: a file that --json wrote.")
 @click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
+@click.option("--into", type=_FILE, help="Replace the tables in this document, between markers.")
 def scaling(
     gpu: str,
     launch_us: float | None,
     rates: tuple[str, ...],
     costs_file: Path | None,
     json_file: Path | None,
+    into: Path | None,
 ) -> None:
     """Derive time and memory of trainings from the costs of a sample, counted here.
 
@@ -65,7 +68,7 @@ def scaling(
     card = GPUS[gpu]
     seen = _counted() if costs_file is None else _read(costs_file)
     costs, launch = seen.costs, 1e-6 * launch_us if launch_us else seen.launch
-    bound = GPUS[ANCHOR_GPU].bandwidth / costs["IS2RE-all"].inference.bytes
+    bound = anchor_bound(costs["IS2RE-all"].inference.bytes)
     rows = []
     for work in WORKLOADS:
         mine = costs[work.name]
@@ -74,19 +77,15 @@ def scaling(
         share = measured[work.name] * busy if work.name in measured else ANCHOR / bound
         for gpus, batch in [*((n, None) for n in COUNTS), (COUNTS[-1], work.batch)]:
             rows.append(_row(work, mine, card, gpus, batch, launch, share))
-    click.echo(_costs_table(costs) + "\n")
-    click.echo(_times_table(rows) + "\n")
-    notes = [
-        f"{card.name}; {1e6 * launch:.1f} µs to launch an operation.",
-        f"IS2RE inference on one {GPUS[ANCHOR_GPU].name}, bound by memory traffic: {bound:,.0f} "
-        f"samples/s. The report's {ANCHOR:,.0f} are {100 * ANCHOR / bound:.0f} % of it.",
-        *(f"A record {name}: {size / 1e3:.0f} kB, {ms:.2f} ms of one core to load."
-          for name, (ms, size) in seen.loader.items()),
-        f"Counted on {seen.machine}.",
-    ]  # fmt: skip
-    click.echo("\n".join(notes))
+    report = {
+        "command": command_line(OUTPUTS), "data": "synthetic slabs",
+        **asdict(replace(seen, launch=launch)), "gpu": asdict(card), "rows": rows,
+    }  # fmt: skip
+    click.echo(markdown_of(report))
     if json_file:
-        write_json(json_file, {**asdict(seen), "gpu": asdict(card), "rows": rows})
+        write_json(json_file, report)
+    if into:
+        insert_into(into, "scaling", markdown_of(report))
 
 
 @dataclass(frozen=True)
@@ -198,27 +197,3 @@ def _row(
         "limit": bound.limit, "hours_bound": bound.hours, "hours": likely.hours, "share": share,
         "rate": likely.rate, "memory_gb": bound.memory / 1e9,
     }  # fmt: skip
-
-
-def _costs_table(costs: Mapping[str, _Model]) -> str:
-    rows = []
-    for name, found in costs.items():
-        for kind, each in (("training", found.training), ("inference", found.inference)):
-            rows.append(
-                [f"{name}, {kind}", f"{each.gflop:.2f}", f"{each.bytes / 1e6:.0f}",
-                 f"{each.bytes_fixed / 1e6:.0f}", f"{each.memory / 1e6:.1f}",
-                 str(each.operations)]
-            )  # fmt: skip
-    header = ["a sample of", "GFLOP", "traffic MB", "MB a pass", "memory MB", "operations a pass"]
-    return markdown_table(header, rows)
-
-
-def _times_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ["", "GPUs", "batch each", "step ms, bound", "limit", "hours, bound",
-              "hours, likely", "GB a GPU"]  # fmt: skip
-    lines = [
-        [row["set"], str(row["gpus"]), str(row["batch"]), f"{row['step_ms']:.1f}", row["limit"],
-         f"{row['hours_bound']:.3g}", f"{row['hours']:.3g}", f"{row['memory_gb']:.1f}"]
-        for row in rows
-    ]  # fmt: skip
-    return markdown_table(header, lines)

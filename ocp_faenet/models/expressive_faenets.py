@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
 
 from ocp_faenet.geometry.counterexamples import CUTOFF
 from ocp_faenet.models.config import FAENetConfig, FAMethod, FrameAveraging
@@ -71,7 +75,57 @@ def faenet_subject(
         return FAENetCore(config_of(space, method, graph_norm, layers))
 
     answers = _in_every_frame if random else _answers
-    return Subject(name, make, _energy, answers, pose, exact=method is not None and not random)
+    exact = method is not None and not random
+    learned = method is not None and method.is_learned
+    return Subject(name, make, _energy, answers, pose, exact, None if learned else Stacked)
+
+
+class Stacked:
+    """FAENets with weights of their own in the same frames, as one computation.
+
+    Frames are made once for all; frames that are learned depend on the weights, and are not
+    for this.
+
+    Args:
+        networks: at least one; all of the same configuration.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._networks = networks
+        self._weights, self._buffers = stack_module_state(list(networks))
+        self.weights: list[Tensor] = list(self._weights.values())
+        self._form = copy.deepcopy(networks[0]).train()
+        for module in self._form.modules():
+            if getattr(module, "act", None) is F.silu:
+                module.act = _silu
+
+    def energy(self, graph: AtomGraph) -> Tensor:
+        """``(S, B)``."""
+        form = self._form
+        if not isinstance(form, FAENetCore):
+            raise TypeError(f"expected a FAENetCore, got {type(form).__name__}")
+        rotations = form.backbone.train_frames.frames(graph).rotations
+
+        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            out = functional_call(form, (weights, buffers), (graph,), {"rotations": rotations})
+            energy: Tensor = out["energy"].squeeze(-1)
+            return energy
+
+        energies: Tensor = vmap(one)(self._weights, self._buffers)
+        return energies
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Each network, the weights as they are now copied into it."""
+        with torch.no_grad():
+            for index, network in enumerate(self._networks):
+                for name, weight in network.named_parameters():
+                    weight.copy_(self._weights[name][index])
+        return self._networks
+
+
+def _silu(x: Tensor) -> Tensor:
+    """Under a name of its own it leaves convolutions in the plain form, which `vmap` can take."""
+    return F.silu(x)
 
 
 def all_faenets() -> dict[str, Subject]:

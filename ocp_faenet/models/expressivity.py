@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,11 @@ MOVED = 1e-6
 COPIES, SHOWN = 2, 4
 #: Copies of each structure that accuracy is taken over: all are alike to an exact network.
 JUDGED_EXACT, JUDGED = 2, 50
-#: Training: every how many steps it is judged, the loss below which it is, and Adam's rate.
-LOOK_EVERY, GOOD_LOSS, RATE = 5, 0.5, 5e-3
+#: Training: every how many steps it is judged, the loss below which it is, and Adam's rate. A
+#: difference of 1e-12 has to be learned from as well as one of 1, hence no epsilon.
+LOOK_EVERY, GOOD_LOSS, RATE, EPSILON = 5, 0.5, 5e-3, 1e-60
+#: An energy is decided that is this far from halfway between the two structures.
+MARGIN = 0.2
 
 
 class Pose(str, Enum):
@@ -42,6 +46,42 @@ class Pose(str, Enum):
     SPACE = "rotations and reflections"
     PROPER = "rotations"
     PLANE = "rotations about z and vertical reflections"
+
+
+class Ensemble(Protocol):
+    """Networks that differ in their weights alone, trained side by side.
+
+    Attributes:
+        weights: what an optimizer changes.
+    """
+
+    weights: list[Tensor]
+
+    def energy(self, graph: AtomGraph) -> Tensor:
+        """``(S, B)``, of each of the ``S`` networks in training."""
+        ...
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Each network with its present weights."""
+        ...
+
+
+class Separate:
+    """One after the other: an `Ensemble` of any networks."""
+
+    def __init__(
+        self, networks: Sequence[nn.Module], energy: Callable[[nn.Module, AtomGraph], Tensor]
+    ) -> None:
+        self._networks, self._energy = networks, energy
+        self.weights: list[Tensor] = [w for each in networks for w in each.parameters()]
+
+    def energy(self, graph: AtomGraph) -> Tensor:
+        """``(S, B)``."""
+        return torch.stack([self._energy(each.train(), graph) for each in self._networks])
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Those that it was made of."""
+        return self._networks
 
 
 @dataclass(frozen=True)
@@ -56,6 +96,7 @@ class Subject:
         pose: what should not matter to it.
         exact: whether that holds whatever the weights. Networks that only learn it are shown
             several poses of each structure at a time.
+        together: networks as an `Ensemble`; by default one after the other.
     """
 
     name: str
@@ -64,6 +105,11 @@ class Subject:
     answers: Callable[[nn.Module, AtomGraph], Tensor]
     pose: Pose = Pose.SPACE
     exact: bool = True
+    together: Callable[[Sequence[nn.Module]], Ensemble] | None = None
+
+    def ensemble(self, networks: Sequence[nn.Module]) -> Ensemble:
+        """The networks side by side."""
+        return Separate(networks, self.energy) if self.together is None else self.together(networks)
 
 
 @dataclass(frozen=True)
@@ -194,62 +240,71 @@ class Trained:
     steps: tuple[int, ...]
 
 
-def trained(
-    subject: Subject, layers: int, pair: Pair, seeds: int, budget: int, *, give_up: bool = True
-) -> Trained:
-    """Binary classification of a pair, one network for each seed.
+def trained(subject: Subject, layers: int, pair: Pair, seeds: int, budget: int) -> Trained:
+    """Telling a pair apart, learned by one network for each seed.
 
-    The energy is the logit. Training stops when all unseen copies of each structure are told
-    correctly, or after ``budget`` steps.
+    The zero of an energy means nothing, so what is learned is the difference: with ``E1`` and
+    ``E2`` of the two structures the loss is ``log(1 + exp(E1 - E2))``, the mean over the copies
+    that are shown. (A classifier whose logit is the energy spends its steps on what the two have in
+    common, where that is a million times larger.) A network is done when it tells all unseen
+    copies of each structure correctly, or after ``budget`` steps. All are shown the same copies, in
+    the same frames where these are drawn.
 
-    Args:
-        give_up: leave the other seeds when one fails.
+    Raises:
+        ValueError: a budget of no steps.
     """
-    accuracy, steps = [], []
-    for seed in range(seeds):
-        reached, taken = _train(subject, build(subject, layers, seed), pair, seed, budget)
-        accuracy.append(reached)
-        steps.append(taken)
-        if give_up and reached < 1:
-            break
+    if budget < 1:
+        raise ValueError(f"budget: {budget} steps; at least 1 is needed")
+    generator = torch.Generator().manual_seed(0)
+    graph = batch_of(pair)
+    ensemble = subject.ensemble([build(subject, layers, seed) for seed in range(seeds)])
+    optimizer = Adam(ensemble.weights, lr=RATE, eps=EPSILON)
+    accuracy, steps = [0.5] * seeds, [budget] * seeds
+    left = set(range(seeds))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of frames
+        for step in range(1, budget + 1):
+            batch = _shown(subject, graph, generator)
+            first, second = ensemble.energy(batch).view(seeds, 2, -1).unbind(1)  # (S, copies)
+            apart = second.unsqueeze(1) - first.unsqueeze(2)
+            losses = nn.functional.softplus(-apart).mean((1, 2))  # (S,)
+            optimizer.zero_grad()
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            last = step == budget
+            if not last and step % LOOK_EVERY:
+                continue
+            networks = ensemble.networks()
+            for seed in sorted(left):
+                if last or float(losses[seed]) < GOOD_LOSS:
+                    accuracy[seed] = _judged(subject, networks[seed], graph, generator)
+                    steps[seed] = step
+                    left -= {seed} if accuracy[seed] == 1 else set()
+            if not left:
+                break
     return Trained(tuple(accuracy), tuple(steps))
 
 
-def _train(
-    subject: Subject, network: nn.Module, pair: Pair, seed: int, budget: int
-) -> tuple[float, int]:
-    generator = torch.Generator().manual_seed(seed)
-    graph, count = batch_of(pair), 1 if subject.exact else SHOWN
-    label = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(count)
-    optimizer = Adam(network.parameters(), lr=RATE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of frames
-        for step in range(1, budget + 1):
-            network.train()
-            batch = graph
-            if not subject.exact:
-                batch = copies_of(graph, SHOWN, subject.pose, generator)
-            logit = subject.energy(network, batch)
-            loss = nn.functional.binary_cross_entropy_with_logits(logit, label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            last = step == budget
-            if last or (step % LOOK_EVERY == 0 and float(loss) < GOOD_LOSS):
-                accuracy = _judged(subject, network, graph, generator)
-                if last or accuracy == 1:
-                    return accuracy, step
-    raise ValueError(f"budget: {budget} steps; at least 1 is needed")
+def _shown(subject: Subject, graph: AtomGraph, generator: torch.Generator) -> AtomGraph:
+    """What a step of training sees: the pair, or copies where the pose may matter."""
+    if subject.exact:
+        return graph
+    return copies_of(graph, SHOWN, subject.pose, generator)
 
 
 @torch.no_grad()
 def _judged(
     subject: Subject, network: nn.Module, graph: AtomGraph, generator: torch.Generator
 ) -> float:
-    """Share of unseen copies that are told correctly."""
+    """Share of unseen copies that are told correctly; those within `MARGIN` of zero count half.
+
+    Zero is halfway between the mean energies of copies that might have been shown.
+    """
     network.eval()
+    known = subject.energy(network, _shown(subject, graph, generator)).view(2, -1)
     count = JUDGED_EXACT if subject.exact else JUDGED
     copies = copies_of(graph, count, subject.pose, generator)
-    second = subject.energy(network, copies).view(2, count) > 0
-    right = torch.stack([~second[0], second[1]])
-    return float(right.double().mean())
+    energy = subject.energy(network, copies).view(2, count) - known.mean()
+    right = torch.stack([-energy[0], energy[1]])
+    told = torch.where(right.abs() > MARGIN, (right > 0).double(), 0.5)
+    return float(told.mean())

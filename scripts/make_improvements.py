@@ -1,0 +1,186 @@
+"""Write the table of ``docs/improvements.md`` from the numbers in ``docs/results``.
+
+Run it when one of these files has changed; a test fails until then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocp_faenet.cli.output import markdown_table
+from ocp_faenet.cli.study_report import insert, value
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "improvements.md"
+MARKER = "improvements"
+#: Reads the number, mean and standard deviation, of a row.
+Reader = Callable[[Mapping[str, Any]], tuple[float, float]]
+
+
+def average(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean error of all splits."""
+    mean, std = row["average"]
+    return mean, std
+
+
+def measured(name: str) -> Reader:
+    """What a study measured beside the errors."""
+    return lambda row: tuple(row["measured"][name])
+
+
+def score(split: str, key: str) -> Reader:
+    """One error on one split."""
+    return lambda row: tuple(row["splits"][split][key])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A number without and with the improvement: label, study, the two rows, which number."""
+
+    label: str
+    study: str
+    without: str
+    having: str
+    read: Reader
+
+    def text(self, results: Path) -> str:
+        """``label a → b``, or that it was not run."""
+        report = _load(results, self.study)
+        rows = {} if report is None else {row["variant"]: row for row in report["rows"]}
+        if self.without not in rows or self.having not in rows:
+            return f"{self.label}: not run"
+        before, after = (value(self.read(rows[key])) for key in (self.without, self.having))
+        return f"{self.label} {before} → {after}"
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """A row: the name, the report's equation or section, what turns it on, effects, page."""
+
+    name: str
+    equation: str
+    keys: str
+    effects: tuple[Effect, ...]
+    page: str
+
+
+ROTATION = measured("rotation about z (meV)")
+IMPROVEMENTS = (
+    Improvement(
+        "Frame averaging, full", "(1), (2)", "`frame_averaging: 2D`, `fa_method: all`",
+        (
+            Effect("error under rotation (meV)", "frame_methods", "none", "all", ROTATION),
+            Effect("mean MAE (eV)", "frame_methods", "none", "all", average),
+        ),
+        "frames.md",
+    ),
+    Improvement(
+        "Frame averaging, stochastic", "(2), section 2.2",
+        "`fa_method: stochastic`, evaluated at `det`",
+        (
+            Effect("error under rotation (meV)", "frame_methods", "none", "stochastic", ROTATION),
+            Effect("mean MAE (eV)", "frame_methods", "none", "stochastic", average),
+        ),
+        "frames.md",
+    ),
+    Improvement(
+        "Learned canonicalisation", "section 2.3", "`fa_method: learned`",
+        (
+            Effect("error under rotation (meV)", "frame_methods", "none", "learned", ROTATION),
+            Effect("mean MAE (eV)", "frame_methods", "det", "learned", average),
+        ),
+        "frames.md#learned-canonicalisation",
+    ),
+    Improvement(
+        "Energy conservation", "(9)",
+        "`regress_forces: direct_with_gradient_target`, loss `energy_conservation`",
+        (
+            Effect("closed path (%)", "forces", "direct", "gradient_target",
+                   measured("closed path (%)")),
+            Effect("force MAE (eV/Å)", "forces", "direct", "gradient_target",
+                   score("val_id", "forces_mae")),
+        ),
+        "forces.md#energy-conservation",
+    ),
+    Improvement(
+        "Noisy Nodes", "(16)", "transform and loss `noisy_nodes`, `FAENetDenoisingHead`",
+        (
+            Effect("8 layers, mean MAE (eV)", "noisy_nodes", "plain_8", "noisy_8", average),
+            Effect("12 layers", "noisy_nodes", "plain_12", "noisy_12", average),
+        ),
+        "noisy_nodes.md",
+    ),
+    Improvement(
+        "Denoising pre-training", "(17), (18)", "transform `denoising`, then `finetune_config`",
+        (
+            Effect("100 labels, mean MAE (eV)", "low_data", "scratch_100", "tuned_100", average),
+            Effect("8 layers", "noisy_nodes", "plain_8", "pretrained_8", average),
+        ),
+        "noisy_nodes.md#denoising-pre-training-and-fine-tuning",
+    ),
+    Improvement(
+        "Ewald messages", "(19)", "`ewald: {box: [1, 1, 3]}`",
+        (
+            Effect("mean MAE (eV)", "ewald", "without", "box", average),
+            Effect("charges, `k_cutoff: 1.2`", "long_range", "without", "ewald", average),
+        ),
+        "ewald.md",
+    ),
+    Improvement(
+        "Fine-tuning on OC20-Dense", "section 5.2", "`configs/oc20_dense/emt/finetune.yml`",
+        (
+            Effect("mean MAE (eV)", "dense", "faenet", "faenet_ft", average),
+            Effect("success on new adsorbates (%)", "dense", "faenet", "faenet_ft",
+                   measured("ood_ads SR (proxy) %")),
+        ),
+        "dense.md#table-2",
+    ),
+)  # fmt: skip
+
+
+def markdown_of(results: Path) -> str:
+    """The table and where its numbers come from."""
+    rows = [
+        [each.name, each.equation, each.keys,
+         "; ".join(effect.text(results) for effect in each.effects),
+         f"[{each.page.split('#')[0].removesuffix('.md')}]({each.page})"]
+        for each in IMPROVEMENTS
+    ]  # fmt: skip
+    header = ["", "report", "turned on by", "without → with, in our hands", "page"]
+    return f"{markdown_table(header, rows)}\n\n{sentence_of(results)}"
+
+
+def sentence_of(results: Path) -> str:
+    """Studies, data sets, seeds and machine class of all numbers."""
+    names = dict.fromkeys(effect.study for each in IMPROVEMENTS for effect in each.effects)
+    reports = {name: _load(results, name) for name in names}
+    made = {name: report for name, report in reports.items() if report is not None}
+    commands = ", ".join(f"`{report['command']}` ({report['data']})" for report in made.values())
+    seeds = sorted({report["seeds"] for report in made.values()})
+    machines = "; ".join(sorted({report["machine"] for report in made.values()}))
+    return (
+        f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds (fewer where the "
+        f"page says so), from the pages' own tables: {commands}; {machines}."
+    )
+
+
+def _load(results: Path, name: str) -> Any:
+    path = results / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def main() -> None:
+    """Rewrite the table in place."""
+    text = markdown_of(ROOT / "docs" / "results")
+    temporary = PAGE.with_name(f".{PAGE.name}.tmp")
+    temporary.write_text(insert(PAGE.read_text(), MARKER, text, kind="table"))
+    os.replace(temporary, PAGE)
+
+
+if __name__ == "__main__":
+    main()
