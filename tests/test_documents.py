@@ -98,7 +98,8 @@ def measured_by_hand(text: str) -> list[tuple[str, str, int]]:
             continue
         head = [cell.strip() for cell in table[1].split("|")]
         rows = [line.strip("|").split("|")[1:] for line in table[2].splitlines()]
-        numbers = any(re.match(r"[\s*~+−-]*\d", cell) for row in rows for cell in row)
+        cells = [cell for row in rows for cell in row]
+        numbers = any(re.match(r"[\s*~+−-]*\d[\d.,e+-]*([ %]|$)", cell) for cell in cells)
         if numbers and "default" not in head:  # options have defaults, measurements have none
             found.append((head[0], head[1], table.start()))
     return found

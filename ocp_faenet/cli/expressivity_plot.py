@@ -11,7 +11,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from ocp_faenet.cli.expressivity_report import text_of
 from ocp_faenet.cli.pictures import WIDTH, save
@@ -50,7 +50,7 @@ def plot_layers(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             row, column = models.index(cell["model"]), pairs[family].index(cell["pair"])
             if cell["moves"]:
                 box = (column - 0.5, row - 0.5)
-                axis.add_patch(plt.Rectangle(box, 1, 1, hatch="////", fc=EMPTY, ec="0.6", lw=0))
+                axis.add_patch(Rectangle(box, 1, 1, hatch="////", fc=EMPTY, ec="0.6", lw=0))
             elif cell["at"] is not None:
                 values[row, column] = cell["at"]
                 _write(axis, column, row, text_of(cell), dark=cell["at"] > (deepest + 1) / 2)

@@ -8,7 +8,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import (  # type: ignore[attr-defined]
+    functional_call,
+    stack_module_state,
+    vmap,
+)
 from torch.nn import functional as F
 
 from ocp_faenet.geometry.counterexamples import CUTOFF
@@ -97,7 +101,7 @@ class Stacked:
         self._form = copy.deepcopy(networks[0]).train()
         for module in self._form.modules():
             if getattr(module, "act", None) is F.silu:
-                module.act = _silu
+                module.act = _silu  # type: ignore[assignment]
 
     def energy(self, graph: AtomGraph) -> Tensor:
         """``(S, B)``."""

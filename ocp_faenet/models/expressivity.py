@@ -269,7 +269,7 @@ def trained(subject: Subject, layers: int, pair: Pair, seeds: int, budget: int) 
             apart = second.unsqueeze(1) - first.unsqueeze(2)
             losses = nn.functional.softplus(-apart).mean((1, 2))  # (S,)
             optimizer.zero_grad()
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()
             optimizer.step()
             last = step == budget
             if not last and step % LOOK_EVERY:
