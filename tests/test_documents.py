@@ -36,6 +36,7 @@ BY_HAND = {
     ("frames.md", "frames", "rotation about z, worst"): "random weights, that is not trained ones",
     ("performance.md", "aim on the CPU", "seen"): "ratios of the table above it",
     ("performance.md", "model, ms a batch", "1 × 87 atoms"): "parts of three calls side by side",
+    ("performance.md", "products", "one frame"): "counted by hand, in the text",
     ("performance.md", "idea", "gain"): "what was tried and is not in the code any more",
 }
 #: Words without which nobody can make a number again, or judge it.

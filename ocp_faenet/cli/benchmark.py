@@ -18,7 +18,9 @@ import torch
 from click.core import ParameterSource
 from tqdm import tqdm
 
+from ocp_faenet.cli.benchmark_page import markdown_of
 from ocp_faenet.cli.benchmark_report import row_of, table_of
+from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.models.contenders import all_faenets, usual_faenets
@@ -84,6 +86,7 @@ class Numbers(click.ParamType):
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
 @click.option("--plot", type=_FILE, help="Time by atoms, PNG.")
+@click.option("--into", type=_FILE, help="Replace the table between markers named after --json.")
 def benchmark(
     atoms: list[int],
     batch: list[int],
@@ -96,6 +99,7 @@ def benchmark(
     device: str,
     json_file: Path | None,
     plot: Path | None,
+    into: Path | None,
 ) -> None:
     """Samples per second, memory and work of FAENet and its peers.
 
@@ -120,14 +124,16 @@ def benchmark(
     head = f"{device_name}, {torch.get_num_threads()} threads; best matrix product seen: "
     click.echo(f"{head}{peak:.0f} GFLOP/s; medians of {repeats}, interleaved, {clock} time\n")
     click.echo(table_of(rows))
+    machine = {"name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak}
+    content = {
+        "command": command_line(("json_file", "plot", "into")), "data": "synthetic slabs",
+        "seed": None if mode == "relaxation" else 0, "machine": machine,
+        "repeats": repeats, "clock": clock, "rows": rows,
+    }  # fmt: skip
     if json_file:
-        machine = {"name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak}
-        content = {
-            "command": command_line(("json_file", "plot")), "data": "synthetic slabs",
-            "seed": None if mode == "relaxation" else 0, "machine": machine,
-            "repeats": repeats, "clock": clock, "rows": rows,
-        }  # fmt: skip
         write_json(json_file, content)
+    if into:
+        insert_into(into, json_file.stem if json_file else "benchmark", markdown_of(content))
     if all(row["error"] for row in rows):
         raise BadInputError("no model could be timed; the table says why")
     if plot:
