@@ -97,9 +97,43 @@ def check_sensitivity(weights: Path, prepared: Path, folder: Path) -> None:
     assert (folder / "s.png").stat().st_size > 10_000
 
 
-def check_own_relaxations(weights: Path, prepared: Path, positions: dict) -> None:
+PEER = """
+includes: [{base}]
+dataset:
+  train: {{src: {tiny}/s2ef/train/data.lmdb, transforms: {{graph_rewiring: remove-tag-0}}}}
+  val: {{src: {tiny}/s2ef/val_id/data.lmdb, transforms: {{graph_rewiring: remove-tag-0}}}}
+model: {{hidden_channels: 16, num_filters: 16, num_interactions: 1, num_gaussians: 8}}
+"""
+
+
+def test_a_peer_relaxes_what_its_loader_leaves(tiny_data, prepared, tmp_path):
+    """Forces of a gradient, on records without their fixed atoms: those are where they were."""
+    config = tmp_path / "s2ef.yml"
+    base = CONFIGS / "oc20_dense" / "emt" / "schnet_relax.yml"
+    config.write_text(PEER.format(base=base, tiny=tiny_data))
+    src = prepared / "id" / "data.lmdb"
+    weights = checkpoint(config, tmp_path / "peer", src)
+    args = ["predict", "--config", config, "--checkpoint", weights, "--splits", prepared]
+    args += ["--relax-config", config, "--relax-checkpoint", weights, "--relax-steps", 2]
+    done = dense(*args, "--relax-fmax", 1e-6, "--only", "id", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    with open_lmdb(tmp_path / "out" / "id_relaxed" / "data.lmdb") as records:
+        relaxed = {str(r["sid"]): r for r in records}
+    with open_lmdb(src) as records:
+        for record in records:
+            below = array_of(record["tags"]) == 0
+            moved = np.abs(array_of(relaxed[str(record["sid"])]["pos"]) - array_of(record["pos"]))
+            assert moved[below].max(initial=0.0) == 0.0
+            assert moved[~below].max() > 1e-5
+    positions = {sid: array_of(record["pos"]) for sid, record in relaxed.items()}
+    check_own_relaxations(weights, prepared, positions, fmax=1e-6, steps=2)
+
+
+def check_own_relaxations(
+    weights: Path, prepared: Path, positions: dict, *, fmax: float, steps: int
+) -> None:
     """What a study measures relaxes as the host's own command does, lowest energy first."""
-    ends = relax_split(weights, prepared / "id" / "data.lmdb", fmax=0.001, steps=3)
+    ends = relax_split(weights, prepared / "id" / "data.lmdb", fmax=fmax, steps=steps)
     for ranked in ends.values():
         assert [end.energy for end in ranked] == sorted(end.energy for end in ranked)
         for end in ranked:
@@ -155,7 +189,7 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
             array_of(record["pos"]).astype(float)
         ).energy)  # fmt: skip
     assert moved > 1e-3
-    check_own_relaxations(relaxer, prepared, positions)
+    check_own_relaxations(relaxer, prepared, positions, fmax=0.001, steps=3)
     with np.load(tmp_path / "relaxed" / "id.npz") as file:
         again = dict(zip(file["ids"].tolist(), file["energy"].ravel().tolist(), strict=True))
     ours = predict_lmdb(weights, tmp_path / "relaxed/id_relaxed/data.lmdb", forces=False)

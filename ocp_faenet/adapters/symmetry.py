@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import logging
 import pickle
@@ -73,6 +74,8 @@ def open_model(
         ValueError: no such file, no checkpoint, or a model without the output ``needs``.
     """
     checkpoint = _read(path)
+    # A model of the host's may have been trained with transforms of ours, which go by name.
+    importlib.import_module("ocp_faenet.adapters.plugin")
     setup_imports()
     config = update_config(copy.deepcopy(checkpoint["config"]))
     if needs is not None and needs not in config["outputs"]:
