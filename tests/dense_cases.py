@@ -65,12 +65,16 @@ def dense(*args: object) -> Result:
     return CliRunner().invoke(main, ["dense", *map(str, args)])
 
 
-def refusal(done: Result) -> str:
-    """The one line with which a command refused its input, exit code 2."""
+def refusal(done: Result, *, last: bool = False) -> str:
+    """The one line with which a command refused its input, exit code 2.
+
+    With ``last`` it had begun: the line comes after its progress and the host's warnings.
+    """
     assert done.exit_code == 2, done.output
     lines = [line for line in done.output.strip().splitlines() if "Warning" not in line]
-    assert len(lines) == 1, done.output
-    return str(lines[0])
+    assert last or len(lines) == 1, done.output
+    assert lines[-1].startswith("Error: "), done.output
+    return str(lines[-1])
 
 
 def split_args(tiny: Path) -> list[object]:

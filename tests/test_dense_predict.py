@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, load_config, new_trainer_context
 
-from dense_cases import dense
+from dense_cases import dense, refusal
 from ocp_faenet.adapters.dense_saving import relax_split
 from ocp_faenet.adapters.predictions import predict_lmdb
 from ocp_faenet.cli import main
@@ -45,9 +45,10 @@ def small(folder: Path, tiny: Path, base: str, task: str, more: str = "", rest: 
 
 def checkpoint(config: Path, folder: Path, src: Path) -> Path:
     """What a run of ``config`` would save, with weights that were never trained."""
+    s2ef = "s2ef" in config.name
     command = ["--mode=train", f"--config-yml={config}", f"--run-dir={folder}", "--cpu"]
     command += ["--timestamp-id=run", "--seed=1", "--optim.num_workers=0"]
-    command += [f"--dataset.{'relax' if 's2ef' in config.name else 'test'}.src={src}"]
+    command += [f"--dataset.{split}.src={src}" for split in ("test", "relax")[: 1 + s2ef]]
     built = build_config(*flags.get_parser().parse_known_args(command))
     with new_trainer_context(config=built) as context:
         path = context.trainer.save(training_state=False)
@@ -197,6 +198,15 @@ def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
         dict(zip(ours["ids"].tolist(), ours["energy"].tolist(), strict=True)), abs=1e-5
     )
     assert max(abs(again[sid] - found[sid]) for sid in found) > 1e-5, "the structures moved"
+    # Weights of another model: said in one line, with what differs.
+    other = tmp_path / "other.yml"
+    other.write_text(energy.read_text().replace("hidden_channels: 24", "hidden_channels: 32"))
+    told = refusal(
+        dense("predict", "--config", other, "--checkpoint", weights, *args[6:10], tmp_path / "bad"),
+        last=True,
+    )
+    assert "its model has hidden_channels 24, not 32; take the configuration" in told
+    assert not (tmp_path / "bad" / "id.npz").exists()
 
 
 def test_two_ranks_give_the_figures_of_one(tiny_data, prepared, tmp_path):
@@ -230,7 +240,7 @@ def test_bad_options_are_one_line(prepared, tmp_path):
     config, path = CONFIGS / "oc20_dense" / "emt" / "faenet.yml", tmp_path / "no.pt"
     base = ["dense", "predict", "--config", config, "--checkpoint", path, "--splits"]
     for more, message in (
-        ([prepared, tmp_path / "o"], "no.pt: no such file"),
+        ([prepared, tmp_path / "o"], "no.pt: no such checkpoint"),
         ([tmp_path, tmp_path / "o"], "no summary of splits"),
         ([prepared, "--only", "x", tmp_path / "o"], "--only x: the splits are id"),
         ([prepared, "--relax-config", config, tmp_path / "o"], "both or none"),
@@ -240,4 +250,8 @@ def test_bad_options_are_one_line(prepared, tmp_path):
         done = CliRunner().invoke(main, [str(arg) for arg in [*base, *more]])
         assert done.exit_code == 2
         assert message in done.output
+    path.write_bytes(b"no weights")
+    done = CliRunner().invoke(main, [*map(str, base), str(prepared), str(tmp_path / "o")])
+    assert done.exit_code == 2
+    assert "no.pt: cannot be read as a checkpoint" in done.output
     assert torch.is_grad_enabled()

@@ -14,9 +14,10 @@ import numpy as np
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 
-from ocp_faenet.adapters.launch import run_here
+from ocp_faenet.adapters.launch import RankDiedError, run_here
 from ocp_faenet.adapters.preflight import check_run_config
 from ocp_faenet.adapters.runner import run
+from ocp_faenet.adapters.symmetry import read_checkpoint
 from ocp_faenet.data.dense_membership import plain_id
 from ocp_faenet.data.edges import pack_edges
 from ocp_faenet.data.generate import write_folder
@@ -93,16 +94,28 @@ def _run(
     out: Path,
 ) -> None:
     """Run the host with ``values`` as arguments, those that are not ``None``."""
-    for path in (config_yml, checkpoint):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
+    if not config_yml.is_file():
+        raise ValueError(f"{config_yml}: no such file")
+    trained = read_checkpoint(checkpoint)["config"]["model"]
     with tempfile.TemporaryDirectory(prefix="ocp_faenet-dense-") as folder:
         command = [f"--mode={mode}", f"--config-yml={config_yml}", f"--checkpoint={checkpoint}"]
         command += [f"--run-dir={folder}", "--timestamp-id=run", "--identifier=dense"]
         command += [f"--{key}={value}" for key, value in values.items() if value is not None]
         config = build_config(*flags.get_parser().parse_known_args(command))
+        # A file may serve both modes: the LMDB of the other one is not asked for.
+        config["dataset"].pop({"predict": "relax", "run-relaxations": "test"}[mode], None)
         check_run_config(config)
-        run_here(config, int(values["num-gpus"]), _quiet_rank)
+        try:
+            run_here(config, int(values["num-gpus"]), _quiet_rank)
+        except RankDiedError:
+            raise
+        except (RuntimeError, KeyError, ValueError) as error:
+            if differing := _differing(trained, config["model"]):
+                raise ValueError(
+                    f"{checkpoint}: does not fit {config_yml}: its model has {differing}; take the "
+                    f"configuration that it was trained with ({type(error).__name__})"
+                ) from error
+            raise
         found = sorted((Path(folder) / "results" / "run").glob(pattern))
         if len(found) != 1:
             raise ValueError(f"{config_yml}: the host's {mode} left no {pattern}")
@@ -110,6 +123,12 @@ def _run(
         temporary = out.with_name(f".{out.name}.tmp")
         shutil.copyfile(found[0], temporary)
         temporary.replace(out)
+
+
+def _differing(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Settings of a trained model that a configuration has otherwise, the first three."""
+    keys = [k for k in {**trained, **asked} if trained.get(k) != asked.get(k)]
+    return ", ".join(f"{key} {trained.get(key)!r}, not {asked.get(key)!r}" for key in keys[:3])
 
 
 def _quiet_rank(config: dict[str, Any]) -> None:

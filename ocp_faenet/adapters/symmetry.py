@@ -73,7 +73,7 @@ def open_model(
     Raises:
         ValueError: no such file, no checkpoint, or a model without the output ``needs``.
     """
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     # A model of the host's may have been trained with transforms of ours, which go by name.
     importlib.import_module("ocp_faenet.adapters.plugin")
     setup_imports()
@@ -151,7 +151,12 @@ def validation_errors(trainer: Any, split: str = "val", *, limit: int = 4) -> di
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What the host's trainers saved, on the CPU.
+
+    Raises:
+        ValueError: no such file, or no checkpoint of the host's.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give the .pt file of a finished run")
     try:
