@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from ocp_faenet.geometry.counterexamples import (
     same_tetrahedra,
     twisted_ends,
 )
-from ocp_faenet.models.expressive_faenets import all_faenets
+from ocp_faenet.models.expressive_faenets import KINDS, all_faenets
 from ocp_faenet.models.expressivity import (
     Pose,
     Subject,
@@ -380,3 +381,41 @@ def test_marks_of_a_cell():
     assert text_of(cell) == "2*"
     assert text_of({**cell, "moves": True}) == "(0.50)"
     assert text_of({**cell, "moves": True, "trained": None}) == "pose"
+
+
+# --- what was published -------------------------------------------------------------------------
+
+
+def theory(model: str, family: str, k: int) -> int | None:
+    """Fewest layers by hand: what one round of messages, and a frame of all atoms, can carry."""
+    local = k // 2 + 1
+    if model in ("SchNet", "DimeNet++"):
+        return None  # distances and angles of bonds say nothing of the other end
+    if model == "PaiNN":  # vectors go along the row; of an L-fold end nothing of order one does
+        return None if family == "fold" else local
+    if model == "FAENet, 3D all, no graph norm" and family == "fork":
+        return local
+    return 1
+
+
+def test_published_verdicts_are_those_of_theory():
+    """Up to where float64 ends: PaiNN's difference falls a hundredfold every two atoms."""
+    path = Path(__file__).parents[1] / "docs" / "results" / "expressivity.json"
+    report = json.loads(path.read_text())
+    assert report["command"] == "ocp-faenet expressivity", "from one command, with its defaults"
+    assert {report[key] for key in verb.METHOD} == set(verb.METHOD.values())
+    cells = {(cell["model"], cell["pair"]): cell for cell in report["cells"]}
+    assert len(cells) == (len(KINDS) + len(verb.PEERS)) * (3 * 9 + 5)
+    for (model, pair), cell in cells.items():
+        family, k = cell["family"], pair.split()[-1]
+        if model == "FAENet, no frames":
+            assert cell["moves"], pair
+        elif family != "other":
+            known = {theory(model, family, int(k))}
+            known |= {None} if model == "PaiNN" and int(k) >= 8 else set()
+            assert cell["at"] in known, (model, pair)
+    for model in ("FAENet, 3D all", "FAENet, 3D stochastic"):
+        for k in range(2, 11):
+            for family in ("chain", "fold"):
+                seeds = cells[model, f"{family} {k}"]["trained"]["accuracy"]
+                assert seeds == [1.0] * 10, f"the report's claim: {model}, {family} {k}"
