@@ -194,7 +194,7 @@ def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) ->
         label: what the error is, with its unit.
         path: of the PNG.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
     for index, (name, points) in enumerate(curve["series"].items()):
         x, means, stds = np.array(points, dtype=float).T
         style: dict[str, Any] = {"fmt": f"{MARKERS[index % 10]}-", "ms": 5, "capsize": 3}
@@ -206,7 +206,7 @@ def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) ->
     axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.set(xlabel=curve["x"], ylabel=label, yscale="log", title=title)
     _plain_log(axis)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # never on a line
     save(figure, path)
 
 
