@@ -100,9 +100,9 @@ IMPROVEMENTS = (
         "Energy conservation", "(9)",
         "`regress_forces: direct_with_gradient_target`, loss `energy_conservation`",
         (
-            Effect("closed path (%)", "forces", "direct", "gradient_target",
-                   measured("closed path (%)")),
-            Effect("force MAE (eV/Å)", "forces", "direct", "gradient_target",
+            Effect("NVE drift (meV/atom/ps)", "forces", "direct_long", "gradient_target_long",
+                   measured("NVE drift (meV/atom/ps)")),
+            Effect("force MAE (eV/Å)", "forces", "direct_long", "gradient_target_long",
                    score("val_id", "forces_mae")),
         ),
         "forces.md#energy-conservation",
