@@ -43,17 +43,19 @@ def place(tmp_path_factory):
     return root
 
 
-def trainer(place, model, name, trainer="faenet", **changes):
+def trainer(place, model, name, trainer="faenet", normalizer=None, **changes):
     """A trainer of one epoch of three steps; energies where the model has such a head."""
     setup_imports()
     assert ocp_faenet.FAENetTrainer is registry.get_trainer_class("faenet")
-    denoises = "denoising" in model["heads"]
+    denoises = "denoising" in (model["heads"] or ENERGY)
     target = "denoising" if denoises else "energy"
     src = place / "bare" / "data.lmdb" if denoises else place / "data.lmdb"
     section = {"src": str(src), "format": "lmdb"}
     section |= {"transforms": {"denoising": {"std": 0.1}}} if denoises else {
         "key_mapping": {"y": "energy"}, "transforms": {}
     }  # fmt: skip
+    if normalizer is not None:
+        section["transforms"] = {"normalizer": {"energy": normalizer}}
     optim = {
         "batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "lr_initial": 1e-2,
         "max_epochs": 1, "scheduler": "CosineAnnealingLR", "T_max": 3, "optimizer": "AdamW",
@@ -127,6 +129,29 @@ def test_fine_tuning_starts_from_the_backbone_and_opens_without_it(place, pretra
     again = load_model_and_weights_from_checkpoint(str(path))
     assert all(torch.equal(value, after[key]) for key, value in weights(again).items())
     assert "finetune_config" not in torch.load(path, weights_only=False)["config"]["model"]
+
+
+def test_heads_that_are_taken_over_keep_their_scale(place):
+    """Fine-tuning begins at the predictions of its start, whatever its own data's scale is."""
+    model = {**PRETRAINED, "heads": ENERGY}
+    start, path = trainer(place, model, "energies", normalizer={"mean": 10.0, "stdev": 2.0})
+    start.train(disable_eval_tqdm=True)
+
+    def energies(made):
+        found = made.predict(made.val_loader, results_file=None, disable_tqdm=True)
+        return dict(zip(found["ids"], map(float, found["energy"]), strict=True))
+
+    expected, other = energies(start), {"mean": 3.0, "stdev": 0.5}
+    distutils.cleanup()
+    tuned, again = trainer(place, finetune(path, heads=None), "goes-on", normalizer=other)
+    assert energies(tuned) == pytest.approx(expected, abs=1e-5)
+    tuned.train(disable_eval_tqdm=True)
+    saved = torch.load(again, weights_only=False)["normalizers"]["energy"]
+    assert (float(saved["mean"]), float(saved["rmsd"])) == (10.0, 2.0)
+    distutils.cleanup()
+    anew, _ = trainer(place, finetune(path), "new-heads", normalizer=other)
+    assert float(anew.normalizers["energy"].mean) == 3.0
+    assert energies(anew) != pytest.approx(expected, abs=1e-1)
 
 
 def test_layers_learn_at_their_own_rates(pretrained):

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairchem.core.modules.normalization.element_references import create_element_references
+from fairchem.core.modules.normalization.normalizer import create_normalizer
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -88,6 +90,31 @@ def self_contained(model: Mapping[str, Any], network: nn.Module) -> dict[str, An
     if not kept.get("heads"):
         kept["heads"] = start["heads"]
     return kept
+
+
+def taken_heads(model: Mapping[str, Any]) -> Path | None:
+    """The checkpoint whose heads a fine-tuned model goes on with; none if it has its own."""
+    finetune = model.get("finetune_config")
+    if not finetune or model.get("heads"):
+        return None
+    return Path(finetune["starting_checkpoint"])
+
+
+def scales_of(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Normalizers and element references of a checkpoint, by output.
+
+    Heads speak in these: with the scale of other data they would say something else.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    normalizers = checkpoint.get("normalizers") or {}
+    references = checkpoint.get("elementrefs") or {}
+    return (
+        {key: create_normalizer(state_dict=state).to(device) for key, state in normalizers.items()},
+        {
+            key: create_element_references(state_dict=state).to(device)
+            for key, state in references.items()
+        },
+    )
 
 
 def layered_optimizer(network: nn.Module, optim: Mapping[str, Any]) -> Optimizer:

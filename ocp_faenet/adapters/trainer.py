@@ -17,7 +17,12 @@ from fairchem.core.common.registry import registry
 
 from ocp_faenet.adapters.checkpoints import is_write_error
 from ocp_faenet.adapters.conserving import ConservingTrainer
-from ocp_faenet.adapters.finetuning import layered_optimizer, self_contained
+from ocp_faenet.adapters.finetuning import (
+    layered_optimizer,
+    scales_of,
+    self_contained,
+    taken_heads,
+)
 from ocp_faenet.adapters.interruption import INTERRUPTION, RunInterruptedError
 from ocp_faenet.adapters.preflight import check_labels, check_run_config
 from ocp_faenet.adapters.symmetry import validation_errors
@@ -64,8 +69,9 @@ class FAENetTrainer(ConservingTrainer):
        checkpoint misses, and a validation that a checkpoint came before is done again.
     7. A run that is asked to stop (`interruption`) does so between two steps.
     8. The loss ``energy_conservation`` compares two outputs of the model (`ConservingTrainer`).
-    9. ``optim.layer_lr_decay`` lets layers near the input learn more slowly, and the checkpoint of
-       a fine-tuned model opens without the one it started from (`finetuning`).
+    9. ``optim.layer_lr_decay`` lets layers near the input learn more slowly, the checkpoint of
+       a fine-tuned model opens without the one it started from, and heads that are taken over
+       from there keep their normalizers (`finetuning`).
 
     Checkpoints open in the stock trainer and the other way round.
     """
@@ -111,8 +117,20 @@ class FAENetTrainer(ConservingTrainer):
 
     def load_model(self) -> None:
         """The stock model; its configuration is kept without a starting checkpoint."""
+        self._heads_from = taken_heads(self.config["model"])
         super().load_model()
         self.config["model"] = self_contained(self.config["model"], self._unwrapped_model)
+
+    def load_references_and_normalizers(self) -> None:
+        """The stock scales, or those of the checkpoint whose heads go on."""
+        super().load_references_and_normalizers()
+        if self._heads_from is None:
+            return
+        logging.info(f"Heads and their normalizers are those of {self._heads_from}")
+        found = scales_of(self._heads_from, torch.device(self.device))
+        for mine, theirs in zip((self.normalizers, self.elementrefs), found, strict=True):
+            mine.clear()
+            mine.update(theirs)
 
     def load_optimizer(self) -> None:
         """The stock optimizer, or one with a learning rate for each layer."""
