@@ -8,8 +8,10 @@ import pytest
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
+from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import build_config, new_trainer_context
 from fairchem.core.datasets import data_list_collater
+from fairchem.core.trainers import OCPTrainer
 
 import plugin_fixtures as fx
 from ocp_faenet.adapters import hydra
@@ -234,7 +236,9 @@ def test_forces_from_the_energy_share_its_deviation():
         check_scales(model, Scales(2.0, 1.0))
 
 
-def test_the_stock_trainer_says_which_one_is_needed(tiny_data, tmp_path):
+def test_the_stock_trainer_says_which_one_is_needed(tiny_data, tmp_path, monkeypatch):
+    # `ocp-faenet main` in the same process puts ours in its place.
+    monkeypatch.setitem(registry.mapping["trainer_name_mapping"], "ocp", OCPTrainer)
     built = config(tiny_data, tmp_path, "--trainer=ocp")
     built["trainer"] = "ocp"
     try:
