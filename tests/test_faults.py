@@ -165,16 +165,21 @@ def broken_data(folder: Path, length: int = 8) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_records_are_skipped_where_asked_and_counted(workers, tmp_path):
+def test_corrupt_records_are_skipped_where_asked_and_counted(tmp_path):
+    # In this order: in a fresh process the child's loader workers, forks of a fork, end in a
+    # segmentation fault, whose cause is not known.
+    for workers in (0, 2):
+        skips_and_counts(workers, tmp_path / str(workers))
+
+
+def skips_and_counts(workers: int, tmp_path: Path) -> None:
     data = broken_data(tmp_path / "data")
     optim = {**faults.OPTIM, "num_workers": workers}
     config = faults.write_config(tmp_path / "config.yml", data, optim=optim)
     log = tmp_path / "log.txt"
     given = faults.arguments(config, tmp_path, "strict")
     assert faults.run(given, log) == 1
-    if workers == 0:  # of a loader's workers, the one that did not read it may be named as ended
-        assert "skip_corrupt" in log.read_text() or "unlike the first" in log.read_text()
+    assert "skip_corrupt" in log.read_text() or "unlike the first" in log.read_text()
     log.unlink()
     given = faults.arguments(config, tmp_path, "run", "--dataset.train.skip_corrupt=true")
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
