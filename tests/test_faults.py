@@ -165,14 +165,8 @@ def broken_data(folder: Path, length: int = 8) -> Path:
     return folder
 
 
-def test_corrupt_records_are_skipped_where_asked_and_counted(tmp_path):
-    # In this order: in a fresh process the child's loader workers, forks of a fork, end in a
-    # segmentation fault, whose cause is not known.
-    for workers in (0, 2):
-        skips_and_counts(workers, tmp_path / str(workers))
-
-
-def skips_and_counts(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_records_are_skipped_where_asked_and_counted(workers, tmp_path):
     data = broken_data(tmp_path / "data")
     optim = {**faults.OPTIM, "num_workers": workers}
     config = faults.write_config(tmp_path / "config.yml", data, optim=optim)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -240,3 +242,24 @@ class TestEpoch:
         result = ocp_faenet_command("data", "time", path, "--train", tmp_path / "no.lmdb")
         assert result.exit_code == 2
         assert "no.lmdb: no such file" in result.output
+
+
+def reads_in_a_fork(dataset: LmdbDataset, counts: Any) -> None:
+    before = sys.getrefcount(dataset.env)
+    for _ in range(100):
+        dataset[0]
+    counts.put(sys.getrefcount(dataset.env) - before)
+
+
+def test_a_loader_process_reads_what_its_parent_opened(tmp_path: Path) -> None:
+    """lmdb 1.7 and 1.8 keep a reference with each read in a fork, and corrupt its memory: loaders
+    with workers end in a segmentation fault."""
+    path = fx.write_lmdb(tmp_path / "data.lmdb", [fx.slab_record(0)])
+    dataset = LmdbDataset({"src": str(path)})
+    context = multiprocessing.get_context("fork")
+    counts = context.SimpleQueue()
+    child = context.Process(target=reads_in_a_fork, args=(dataset, counts))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert counts.get() == 0
