@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ocp_faenet.adapters.peers import host_batch
 from ocp_faenet.geometry.counterexamples import CUTOFF
-from ocp_faenet.models.expressivity import Subject
+from ocp_faenet.models.expressive_subjects import Subject
 from ocp_faenet.models.graph import AtomGraph
 
 #: Å, edge of a cell so large that no image of an atom is near: the host's SchNet looks for

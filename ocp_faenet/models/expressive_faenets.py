@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ocp_faenet.geometry.counterexamples import CUTOFF
 from ocp_faenet.models.config import FAENetConfig, FAMethod, FrameAveraging
-from ocp_faenet.models.expressivity import Pose, Subject
+from ocp_faenet.models.expressive_subjects import Pose, Subject
 from ocp_faenet.models.faenet import FAENetCore
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.principal_frames import AllFrames
