@@ -60,85 +60,80 @@ class Effect:
 
 @dataclass(frozen=True)
 class Improvement:
-    """A row: the name, the report's equation or section, what turns it on, effects, page."""
+    """A row: the name, the report's equation or section, what turns it on, page, effects."""
 
     name: str
     equation: str
     keys: str
-    effects: tuple[Effect, ...]
     page: str
+    effects: tuple[Effect, ...]
 
 
-ROTATION = measured("rotation about z (meV)")
+def rotation(variant: str) -> Effect:
+    """What a variant of the study of frames leaves of the error under rotation."""
+    label = "error under rotation (meV)"
+    return Effect(label, "frame_methods", "none", variant, measured("rotation about z (meV)"))
+
+
+def mean(study: str, without: str, having: str, label: str = "mean MAE (eV)") -> Effect:
+    """The mean error of all splits."""
+    return Effect(label, study, without, having, average)
+
+
+def conserving(label: str, read: Reader) -> Effect:
+    """A number of the longest trainings of the study of forces."""
+    return Effect(label, "forces", "direct_long", "gradient_target_long", read)
+
+
+DRIFT, SUCCESS = "NVE drift (meV/atom/ps)", "ood_ads SR (proxy) %"
+#: name, equation, what turns it on, page, effects
 IMPROVEMENTS = (
     Improvement(
-        "Frame averaging, full", "(1), (2)", "`frame_averaging: 2D`, `fa_method: all`",
-        (
-            Effect("error under rotation (meV)", "frame_methods", "none", "all", ROTATION),
-            Effect("mean MAE (eV)", "frame_methods", "none", "all", average),
-        ),
-        "frames.md",
+        "Frame averaging, full", "(1), (2)",
+        "`frame_averaging: 2D`, `fa_method: all`", "frames.md",
+        (rotation("all"), mean("frame_methods", "none", "all")),
     ),
     Improvement(
         "Frame averaging, stochastic", "(2), section 2.2",
-        "`fa_method: stochastic`, evaluated at `det`",
-        (
-            Effect("error under rotation (meV)", "frame_methods", "none", "stochastic", ROTATION),
-            Effect("mean MAE (eV)", "frame_methods", "none", "stochastic", average),
-        ),
-        "frames.md",
+        "`fa_method: stochastic`, evaluated at `det`", "frames.md",
+        (rotation("stochastic"), mean("frame_methods", "none", "stochastic")),
     ),
     Improvement(
-        "Learned canonicalisation", "section 2.3", "`fa_method: learned`",
-        (
-            Effect("error under rotation (meV)", "frame_methods", "none", "learned", ROTATION),
-            Effect("mean MAE (eV)", "frame_methods", "det", "learned", average),
-        ),
-        "frames.md#learned-canonicalisation",
+        "Learned canonicalisation", "section 2.3",
+        "`fa_method: learned`", "frames.md#learned-canonicalisation",
+        (rotation("learned"), mean("frame_methods", "det", "learned")),
     ),
     Improvement(
         "Energy conservation", "(9)",
         "`regress_forces: direct_with_gradient_target`, loss `energy_conservation`",
-        (
-            Effect("NVE drift (meV/atom/ps)", "forces", "direct_long", "gradient_target_long",
-                   measured("NVE drift (meV/atom/ps)")),
-            Effect("force MAE (eV/Å)", "forces", "direct_long", "gradient_target_long",
-                   score("val_id", "forces_mae")),
-        ),
         "forces.md#energy-conservation",
+        (conserving(DRIFT, measured(DRIFT)),
+         conserving("force MAE (eV/Å)", score("val_id", "forces_mae"))),
     ),
     Improvement(
-        "Noisy Nodes", "(16)", "transform and loss `noisy_nodes`, `FAENetDenoisingHead`",
-        (
-            Effect("8 layers, mean MAE (eV)", "noisy_nodes", "plain_8", "noisy_8", average),
-            Effect("12 layers", "noisy_nodes", "plain_12", "noisy_12", average),
-        ),
-        "noisy_nodes.md",
+        "Noisy Nodes", "(16)",
+        "transform and loss `noisy_nodes`, `FAENetDenoisingHead`", "noisy_nodes.md",
+        (mean("noisy_nodes", "plain_8", "noisy_8", "8 layers, mean MAE (eV)"),
+         mean("noisy_nodes", "plain_12", "noisy_12", "12 layers")),
     ),
     Improvement(
-        "Denoising pre-training", "(17), (18)", "transform `denoising`, then `finetune_config`",
-        (
-            Effect("100 labels, mean MAE (eV)", "low_data", "scratch_100", "tuned_100", average),
-            Effect("8 layers", "noisy_nodes", "plain_8", "pretrained_8", average),
-        ),
+        "Denoising pre-training", "(17), (18)",
+        "transform `denoising`, then `finetune_config`",
         "noisy_nodes.md#denoising-pre-training-and-fine-tuning",
+        (mean("low_data", "scratch_100", "tuned_100", "100 labels, mean MAE (eV)"),
+         mean("noisy_nodes", "plain_8", "pretrained_8", "8 layers")),
     ),
     Improvement(
-        "Ewald messages", "(19)", "`ewald: {box: [1, 1, 3]}`",
-        (
-            Effect("mean MAE (eV)", "ewald", "without", "box", average),
-            Effect("charges, `k_cutoff: 1.2`", "long_range", "without", "ewald", average),
-        ),
-        "ewald.md",
+        "Ewald messages", "(19)", "`ewald: {box: [1, 1, 3]}`", "ewald.md",
+        (mean("ewald", "without", "box"),
+         mean("long_range", "without", "ewald", "charges, `k_cutoff: 1.2`")),
     ),
     Improvement(
-        "Fine-tuning on OC20-Dense", "section 5.2", "`configs/oc20_dense/emt/finetune.yml`",
-        (
-            Effect("mean MAE (eV)", "dense", "faenet", "faenet_ft", average),
-            Effect("success on new adsorbates (%)", "dense", "faenet", "faenet_ft",
-                   measured("ood_ads SR (proxy) %")),
-        ),
-        "dense.md#table-2",
+        "Fine-tuning on OC20-Dense", "section 5.2",
+        "`configs/oc20_dense/emt/finetune.yml`", "dense.md#table-2",
+        (mean("dense", "faenet", "faenet_ft"),
+         Effect("success on new adsorbates (%)", "dense", "faenet", "faenet_ft",
+                measured(SUCCESS))),
     ),
 )  # fmt: skip
 
