@@ -14,6 +14,7 @@ import numpy as np
 from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs, write_json
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import DATA, INTO, JOBS, JSON, PATH, runs_in
 from ocp_faenet.cli.output import command_line, machine_class, markdown_table
 from ocp_faenet.cli.study_report import value
 from ocp_faenet.cli.training import run_study
@@ -28,7 +29,6 @@ MEAN = "training mean"
 LABELS = {"faenet": "FAENet", "schnet": "SchNet", "dimenet_plus_plus": "DimeNet++"}
 #: Options that say where numbers go, or come from.
 OUTPUTS = ("data", "json_path", "markdown", "plot", "into", "runs")
-_PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Study:
 
 
 @click.command()
-@click.option("--data", type=_PATH, default=Path("data/emt/demo"), show_default=True)
+@DATA
 @click.option(
     "--configs",
-    type=_PATH,
+    type=PATH,
     default=Path("configs/oc20/emt/is2re"),
     show_default=True,
     help="Folder with one YAML per model.",
@@ -83,24 +83,12 @@ class Study:
     help="Equal wall time instead: every model gets the epochs that fit in so many minutes, by "
     "the clock of a first epoch. Replaces --epochs.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Runs at a time, one thread each.",
-)
-@click.option(
-    "--runs",
-    type=_PATH,
-    default=Path("runs/compare"),
-    show_default=True,
-    help="Finished runs are taken from here, unfinished ones go on.",
-)
-@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
-@click.option("--markdown", type=_PATH, help="Write the table to this file.")
-@click.option("--plot", type=_PATH, help="Draw the errors and learning curves (PNG).")
-@click.option("--into", type=_PATH, help="Replace the table in this document, between its markers.")
+@JOBS
+@runs_in("runs/compare")
+@JSON
+@click.option("--markdown", type=PATH, help="Write the table to this file.")
+@click.option("--plot", type=PATH, help="Draw the errors and learning curves (PNG).")
+@INTO
 def compare(
     data: Path,
     configs: Path,

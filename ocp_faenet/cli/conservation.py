@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ocp_faenet.adapters.conservation_probe import ProbeSettings, probe
 from ocp_faenet.adapters.symmetry import quiet_host
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
 
-_PATH = click.Path(path_type=Path)
 _DEFAULT = ProbeSettings()
 #: Key of `probe` -> heading and form.
 COLUMNS = {
@@ -28,8 +28,8 @@ _AMOUNT = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@click.argument("checkpoints", type=_PATH, nargs=-1, required=True)
-@click.option("--src", type=_PATH, required=True, help="LMDB of the structures to start from.")
+@click.argument("checkpoints", type=PATH, nargs=-1, required=True)
+@click.option("--src", type=PATH, required=True, help="LMDB of the structures to start from.")
 @click.option("--structures", type=_COUNT, default=_DEFAULT.structures, show_default=True)
 @click.option("--loops", type=_COUNT, default=_DEFAULT.loops, show_default=True,
               help="Closed paths about each structure.")  # fmt: skip
@@ -43,7 +43,7 @@ _AMOUNT = click.FloatRange(min=0, min_open=True)
 @click.option("--temperature", type=_AMOUNT, default=_DEFAULT.temperature, show_default=True,
               help="Of the velocities at the start, K.")  # fmt: skip
 @click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True)
-@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
+@JSON
 def conservation(
     checkpoints: tuple[Path, ...], src: Path, json_path: Path | None, **options: Any
 ) -> None:

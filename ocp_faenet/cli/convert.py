@@ -10,25 +10,24 @@ from typing import Any
 import click
 
 from ocp_faenet.cli.errors import BadInputError
-
-_PATH = click.Path(path_type=Path)
+from ocp_faenet.cli.options import PATH, TABLE_JSON
 
 
 @click.command()
-@click.argument("state_dict", type=_PATH)
+@click.argument("state_dict", type=PATH)
 @click.option(
     "--config",
-    type=_PATH,
+    type=PATH,
     required=True,
     help="YAML of the arguments that faenet.FAENet was made with; what is left out takes that "
     "package's default. May add frame_averaging, fa_method and any other key of ours.",
 )
-@click.option("--out", type=_PATH, required=True, help="Checkpoint to write.")
+@click.option("--out", type=PATH, required=True, help="Checkpoint to write.")
 @click.option("--energy-mean", default=0.0, show_default=True, help="Of the training target, eV.")
 @click.option("--energy-std", default=1.0, show_default=True, help="Likewise, eV.")
 @click.option("--force-std", default=1.0, show_default=True, help="Likewise, eV/Å.")
 @click.option("--force", is_flag=True, help="Overwrite an existing checkpoint.")
-@click.option("--json", "json_path", type=_PATH, help="Write the table to this file too.")
+@TABLE_JSON
 def convert(
     state_dict: Path,
     config: Path,

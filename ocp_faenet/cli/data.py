@@ -11,11 +11,20 @@ from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.loading import metadata, time_epoch
+from ocp_faenet.cli.options import FILE, PATH
 from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data.presets import PRESETS
 
 if TYPE_CHECKING:
     from ocp_faenet.data.check import Report
+
+_SEED = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Same seed, same bytes.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +55,7 @@ def _cores() -> int:
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -54,13 +63,7 @@ def _cores() -> int:
     show_default=True,
     help="tiny: for tests. demo: 1,000 training relaxations. full: 10,000.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Same seed, same bytes.",
-)
+@_SEED
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; every core if not given.")
 def emt(out: Path, preset: str, seed: int, workers: int | None) -> None:
     """Build the embedded data set in OUT.
@@ -88,14 +91,8 @@ def emt(out: Path, preset: str, seed: int, workers: int | None) -> None:
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Same seed, same bytes.",
-)
+@click.argument("out", type=PATH)
+@_SEED
 def charges(out: Path, seed: int) -> None:
     """Build point charges on displaced lattices in OUT.
 
@@ -140,10 +137,8 @@ def _summary(manifest: dict[str, Any]) -> str:
 
 
 @data.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the findings to this file."
-)
+@click.argument("path", type=PATH)
+@click.option("--json", "json_path", type=FILE, help="Write the findings to this file.")
 def check(path: Path, json_path: Path | None) -> None:
     """Say what PATH, an LMDB or a folder of them, holds against the OC20 schema.
 

@@ -22,12 +22,11 @@ from tqdm import tqdm
 from ocp_faenet.adapters.curves import read_curves
 from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs, write_json
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import DATA, PATH, TABLE_JSON
 from ocp_faenet.cli.pictures import loss_curve, parity
 from ocp_faenet.data.inventory import relaxed_energies
 from ocp_faenet.metrics.energies import energy_errors, mean_baseline
 from ocp_faenet.metrics.submission import SPLITS
-
-_PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _merged(spec: RunSpec, size: int, epochs: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--data", type=_PATH, default=Path("data/emt/demo"), show_default=True)
+@DATA
 @click.option(
     "--preset",
     type=click.Choice(["tiny", "demo", "full"]),
@@ -71,16 +70,16 @@ def _merged(spec: RunSpec, size: int, epochs: int) -> dict[str, Any]:
     show_default=True,
     help="Made in --data if nothing is there.",
 )
-@click.option("--out", type=_PATH, default=Path("runs/demo"), show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True)
 @click.option(
     "--config",
-    type=_PATH,
+    type=PATH,
     default=Path("configs/oc20/emt/is2re/faenet.yml"),
     show_default=True,
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--json", "json_path", type=_PATH, help="Write the table to this file too.")
+@TABLE_JSON
 def demo(
     data: Path,
     preset: str,

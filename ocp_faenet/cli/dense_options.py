@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-PATH = click.Path(path_type=Path)
+from ocp_faenet.cli import options
+
+PATH, FILE, JSON = options.PATH, options.FILE, options.JSON
 
 PREDICTIONS = click.option(
     "--predictions",
@@ -25,4 +25,3 @@ TOP_K = click.option("--top-k", type=click.IntRange(min=1), default=5, show_defa
 TARGETS = click.option("--targets", type=PATH, required=True, help="oc20dense_targets.pkl")
 MAPPING = click.option("--mapping", type=PATH, required=True, help="oc20dense_mapping.pkl")
 ONLY = click.option("--only", help="Some of the splits, by commas.")
-JSON = click.option("--json", "json_path", type=PATH, help="Write all numbers to this file too.")

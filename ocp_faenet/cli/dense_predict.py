@@ -61,7 +61,7 @@ class Relaxing:
     show_default=True,
     help="Processes, as of fairchem: one for each GPU, or that many ranks on the CPU.",
 )
-@click.option("--json", "json_path", type=options.PATH, help="Write the list of files here too.")
+@click.option("--json", "json_path", type=options.FILE, help="Write the list of files here too.")
 @click.argument("out", type=options.PATH)
 def predict(
     config: Path,

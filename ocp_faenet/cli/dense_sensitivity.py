@@ -38,7 +38,7 @@ Map = dict[str, np.ndarray[Any, Any]]
     show_default=True,
     help="relaxed: what direct models predict. single-point: what S2EF models predict.",
 )
-@click.option("--json", "json_path", type=options.PATH, help="Write scores and maps to this file.")
+@click.option("--json", "json_path", type=options.FILE, help="Write scores and maps to this file.")
 @click.option("--plot", type=options.PATH, help="Draw the maps (PNG).")
 def sensitivity(
     checkpoint: Path,

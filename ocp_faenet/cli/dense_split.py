@@ -67,7 +67,7 @@ PUBLISHED = PublishedCounts()
     help="Of the ID systems, to fine-tune on; the others choose its checkpoint.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of that.")
-@click.option("--json", "json_path", type=options.PATH, help="Write the counts to this file too.")
+@click.option("--json", "json_path", type=options.FILE, help="Write the counts to this file too.")
 @click.argument("out", type=options.PATH)
 def split(
     data: Path,

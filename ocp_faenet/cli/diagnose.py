@@ -11,9 +11,8 @@ import torch
 from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.group()
@@ -26,13 +25,13 @@ def diagnose() -> None:
     "    --src data/emt/demo/is2re/val_id/data.lmdb --plot depth.png\n"
     "ocp-faenet diagnose depth plain.pt noisy.pt --src LMDB --json depth.json"
 )
-@click.argument("checkpoints", type=_PATH, nargs=-1, required=True, metavar="CKPT...")
-@click.option("--src", type=_PATH, required=True, help="LMDB of the structures to look at.")
+@click.argument("checkpoints", type=PATH, nargs=-1, required=True, metavar="CKPT...")
+@click.option("--src", type=PATH, required=True, help="LMDB of the structures to look at.")
 @click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True,
               help="Structures to look at, from the first on.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
-@click.option("--plot", type=_PATH, help="Draw MAD by layer (PNG).")
+@JSON
+@click.option("--plot", type=PATH, help="Draw MAD by layer (PNG).")
 def depth(
     checkpoints: tuple[Path, ...],
     src: Path,

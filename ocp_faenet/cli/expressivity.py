@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.expressivity_report import markdown_of
+from ocp_faenet.cli.options import FILE, TABLES_INTO
 from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.geometry.counterexamples import (
     Pair,
@@ -70,11 +71,10 @@ FAMILIES: dict[str, Callable[[range], list[Pair]]] = {
               help="Trained networks of a cell; 0 trains none.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(1), default=100, show_default=True,
               help="Steps of a training at most.")  # fmt: skip
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path),
+@click.option("--json", "json_path", type=FILE,
               help="Write all numbers to this file; the command resumes from it.")  # fmt: skip
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Heat maps (PNG).")
-@click.option("--into", type=click.Path(dir_okay=False, path_type=Path),
-              help="Replace the tables in this document, between their markers.")  # fmt: skip
+@click.option("--plot", type=FILE, help="Heat maps (PNG).")
+@TABLES_INTO
 def expressivity(
     models: tuple[str, ...],
     families: str,

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import FILE, PATH
 from ocp_faenet.cli.output import markdown_table, write_json
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class HostCommand(click.Command):
 @click.option(
     "--collect",
     "logdir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="LOGDIR",
     help="Print the runs started with --logdir LOGDIR, best first; needs nothing else.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write that here too.")
+@click.option("--json", "json_path", type=FILE, help="Write that here too.")
 @click.option(
     "--requeues",
     type=click.IntRange(min=0),

@@ -11,12 +11,11 @@ import click
 from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import FILE, JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
 
 if TYPE_CHECKING:
     from ocp_faenet.adapters.epoch import EpochTimes
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command(
@@ -27,11 +26,11 @@ _PATH = click.Path(path_type=Path)
   ocp-faenet data metadata data/s2ef/2M --workers 16
 """
 )
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--force", is_flag=True, help="Write anew what is there.")
-@click.option("--json", "json_file", type=_PATH, help="Write the counts to this file.")
-def metadata(path: Path, workers: int, force: bool, json_file: Path | None) -> None:
+@click.option("--json", "json_path", type=FILE, help="Write the counts to this file.")
+def metadata(path: Path, workers: int, force: bool, json_path: Path | None) -> None:
     """Write metadata.npz for PATH, an LMDB or a folder of them.
 
     The host reads it to give every GPU as many atoms (optim.load_balancing: atoms) and to filter
@@ -58,8 +57,8 @@ def metadata(path: Path, workers: int, force: bool, json_file: Path | None) -> N
             click.echo(f"{data.metadata}: {total:,} records, {atoms:,} atoms, edges: {stored}")
     except (LmdbError, OSError) as error:
         raise BadInputError(str(error)) from error
-    if json_file is not None:
-        write_json(json_file, rows)
+    if json_path is not None:
+        write_json(json_path, rows)
 
 
 @click.command(
@@ -71,13 +70,13 @@ def metadata(path: Path, workers: int, force: bool, json_file: Path | None) -> N
   ocp-faenet data time configs/oc20/is2re/all/faenet.yml --sample 2000 --workers 8
 """,
 )
-@click.argument("config", type=_PATH)
-@click.option("--train", type=_PATH, help="LMDB instead of the configuration's.")
-@click.option("--val", type=_PATH, help="Likewise, for the validation.")
+@click.argument("config", type=PATH)
+@click.option("--train", type=PATH, help="LMDB instead of the configuration's.")
+@click.option("--val", type=PATH, help="Likewise, for the validation.")
 @click.option("--sample", type=click.IntRange(2), help="Training structures; all if absent.")
 @click.option("--workers", type=click.IntRange(0), help="Loader processes, likewise.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--json", "json_file", type=_PATH, help="Write all numbers to this file.")
+@JSON
 def time_epoch(
     config: Path,
     train: Path | None,
@@ -85,7 +84,7 @@ def time_epoch(
     sample: int | None,
     workers: int | None,
     threads: int,
-    json_file: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Train two epochs of CONFIG on the CPU and say where the time of the second went.
 
@@ -113,10 +112,10 @@ def time_epoch(
             logging.disable(logging.NOTSET)
     click.echo(_table(times))
     click.echo(_verdict(times, threads))
-    if json_file is not None:
+    if json_path is not None:
         content = {**vars(times), "machine": machine_class(), "threads": threads}
         rates = {"model_rate": times.model_rate, "loader_rate": times.loader_rate}
-        write_json(json_file, {**content, **rates})
+        write_json(json_path, {**content, **rates})
 
 
 def _table(times: EpochTimes) -> str:

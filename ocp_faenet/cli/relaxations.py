@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import markdown_table, write_json
 from ocp_faenet.data.emt import EmtPotential
 from ocp_faenet.data.lmdb_io import LmdbError
@@ -20,7 +21,6 @@ from ocp_faenet.data.relaxed_positions import read_relaxed_positions
 from ocp_faenet.data.schema import array_of
 from ocp_faenet.metrics import relaxations as scores
 
-_PATH = click.Path(path_type=Path)
 #: Key in the JSON -> heading of the table and form.
 COLUMNS = {
     "adwt": ("ADwT %", "{:.1f}"),
@@ -57,10 +57,10 @@ class Scores:
 
 
 @click.command()
-@click.argument("relaxed", type=_PATH)
-@click.option("--src", type=_PATH, required=True, help="LMDB of the initial structures.")
+@click.argument("relaxed", type=PATH)
+@click.option("--src", type=PATH, required=True, help="LMDB of the initial structures.")
 @click.option("--oracle/--no-oracle", default=True, show_default=True, help="Ask EMT for forces.")
-@click.option("--json", "json_path", type=_PATH, help="Write the numbers to this file too.")
+@JSON
 def relaxations(relaxed: Path, src: Path, oracle: bool, json_path: Path | None) -> None:
     """Score the structures in RELAXED, the relaxed_positions.npz of `fairchem`'s run-relaxations.
 

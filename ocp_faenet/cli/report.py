@@ -11,13 +11,12 @@ from typing import Any
 import click
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import JOBS, PATH, runs_in
 from ocp_faenet.cli.output import machine_class, write_json
 from ocp_faenet.cli.report_plan import Setting, estimate, missing
 from ocp_faenet.cli.report_sections import SECTIONS
 from ocp_faenet.cli.study_report import insert
 from ocp_faenet.data.places import SIZES
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command(
@@ -26,8 +25,8 @@ _PATH = click.Path(path_type=Path)
     "ocp-faenet report --data data/emt/demo --out report --only figure1,figure3\n"
     "ocp-faenet report --data data --size 10k --out report --only table1"
 )
-@click.option("--data", type=_PATH, required=True, help="Embedded set, or OC20 as downloaded.")
-@click.option("--out", type=_PATH, required=True, help="Folder of report.md, report.json, PNGs.")
+@click.option("--data", type=PATH, required=True, help="Embedded set, or OC20 as downloaded.")
+@click.option("--out", type=PATH, required=True, help="Folder of report.md, report.json, PNGs.")
 @click.option(
     "--budget",
     type=click.Choice(["small", "full"]),
@@ -37,24 +36,18 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--only", help=f"Sections, by commas, of {', '.join(SECTIONS)}; all if absent.")
 @click.option("--size", type=click.Choice(SIZES), help="Of OC20's training set; the smallest.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option(
-    "--runs",
-    type=_PATH,
-    default=Path("runs/studies"),
-    show_default=True,
-    help="Finished runs are taken from here, unfinished ones go on.",
-)
+@JOBS
+@runs_in("runs/studies")
 @click.option(
     "--configs",
-    type=_PATH,
+    type=PATH,
     default=Path("configs"),
     show_default=True,
     help="Folder of `studies` and of the configurations that they name.",
 )
 @click.option(
     "--into",
-    type=_PATH,
+    type=PATH,
     help="Put the sections between this document's lines <!-- table:report --> and "
     "<!-- /table:report -->, with images/report/ and results/report.json beside it.",
 )

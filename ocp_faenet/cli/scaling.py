@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import FILE, JSON, TABLES_INTO
 from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.cli.scaling_report import ANCHOR, anchor_bound, markdown_of
 from ocp_faenet.models.config import FAENetConfig
@@ -25,8 +26,7 @@ from ocp_faenet.models.synthetic import oc20_like
 
 COUNTS = (1, 8, 64)
 #: Options that say where numbers go, or come from.
-OUTPUTS = ("costs_file", "json_file", "into")
-_FILE = click.Path(dir_okay=False, path_type=Path)
+OUTPUTS = ("costs_file", "json_path", "into")
 
 
 @click.command(
@@ -47,15 +47,15 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--rate", "rates", multiple=True, metavar="SET=N", help="Measured on one GPU, full batch."
 )
-@click.option("--costs", "costs_file", type=_FILE, help="Counted before: a file that --json wrote.")
-@click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
-@click.option("--into", type=_FILE, help="Replace the tables in this document, between markers.")
+@click.option("--costs", "costs_file", type=FILE, help="Counted before: a file that --json wrote.")
+@JSON
+@TABLES_INTO
 def scaling(
     gpu: str,
     launch_us: float | None,
     rates: tuple[str, ...],
     costs_file: Path | None,
-    json_file: Path | None,
+    json_path: Path | None,
     into: Path | None,
 ) -> None:
     """Derive time and memory of trainings from the costs of a sample, counted here.
@@ -82,8 +82,8 @@ def scaling(
         **asdict(replace(seen, launch=launch)), "gpu": asdict(card), "rows": rows,
     }  # fmt: skip
     click.echo(markdown_of(report))
-    if json_file:
-        write_json(json_file, report)
+    if json_path:
+        write_json(json_path, report)
     if into:
         insert_into(into, "scaling", markdown_of(report))
 

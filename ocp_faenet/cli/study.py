@@ -10,39 +10,30 @@ import click
 import numpy as np
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import INTO, JOBS, JSON, PATH, runs_in
 from ocp_faenet.cli.output import write_json
 from ocp_faenet.cli.study_budget import budget_of
 from ocp_faenet.cli.study_report import insert, markdown_of
 from ocp_faenet.cli.study_run import Changes, ready
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command(
     epilog="\b\nocp-faenet study configs/studies/frame_methods.yml\n"
     "ocp-faenet study configs/studies/frame_methods.yml --seeds 1 --epochs 1 --only det,all"
 )
-@click.argument("file", type=_PATH)
-@click.option("--data", type=_PATH, help="Data set; data/emt/demo, or what FILE makes for itself.")
+@click.argument("file", type=PATH)
+@click.option("--data", type=PATH, help="Data set; data/emt/demo, or what FILE makes for itself.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Instead of the file's.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the file's, for all.")
 @click.option("--sample", type=click.IntRange(min=1), help="Training structures, likewise.")
 @click.option("--only", help="Variants to run, by commas; all if absent.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option(
-    "--runs",
-    type=_PATH,
-    default=Path("runs/studies"),
-    show_default=True,
-    help="Finished runs are taken from here, unfinished ones go on.",
-)
-@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
-@click.option("--plot", type=_PATH, help="Draw errors by split and learning curves (PNG).")
-@click.option("--curve", type=_PATH, help="Draw the curve that the file describes (PNG).")
+@JOBS
+@runs_in("runs/studies")
+@JSON
+@click.option("--plot", type=PATH, help="Draw errors by split and learning curves (PNG).")
+@click.option("--curve", type=PATH, help="Draw the curve that the file describes (PNG).")
 @click.option("--budget", is_flag=True, help="Say what is left to run and its CPU time; no more.")
-@click.option(
-    "--into", type=_PATH, help="Replace the study's table in this document, between its markers."
-)
+@INTO
 def study(
     file: Path,
     data: Path | None,

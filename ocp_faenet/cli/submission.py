@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import PATH, TABLE_JSON
 from ocp_faenet.data.inventory import inventory
 from ocp_faenet.metrics import submission as files
 from ocp_faenet.metrics.submission import (
@@ -24,7 +25,6 @@ from ocp_faenet.metrics.submission import (
 )
 from ocp_faenet.metrics.submission_check import problems, task_of
 
-_PATH = click.Path(path_type=Path)
 _LMDB = click.option(
     "--lmdb",
     "lmdbs",
@@ -40,7 +40,6 @@ _FORMAT = click.option(
     show_default=True,
     help="leaderboard: forces of all atoms. evalai: of free atoms alone.",
 )
-_JSON = click.option("--json", "json_path", type=_PATH, help="Write the table to this file too.")
 
 
 @click.group()
@@ -61,17 +60,17 @@ def submission() -> None:
 @submission.command()
 @click.option("--task", type=click.Choice([task.value for task in Task]), required=True)
 @click.option(
-    "--checkpoint", type=_PATH, help="Predict with this; --id and so on then name the LMDBs."
+    "--checkpoint", type=PATH, help="Predict with this; --id and so on then name the LMDBs."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--id", "id_path", type=_PATH, required=True, help="Predictions of the split.")
-@click.option("--ood-ads", type=_PATH, required=True, help="Likewise.")
-@click.option("--ood-cat", type=_PATH, required=True, help="Likewise.")
-@click.option("--ood-both", type=_PATH, required=True, help="Likewise.")
+@click.option("--id", "id_path", type=PATH, required=True, help="Predictions of the split.")
+@click.option("--ood-ads", type=PATH, required=True, help="Likewise.")
+@click.option("--ood-cat", type=PATH, required=True, help="Likewise.")
+@click.option("--ood-both", type=PATH, required=True, help="Likewise.")
 @_LMDB
 @_FORMAT
-@_JSON
-@click.argument("out", type=_PATH)
+@TABLE_JSON
+@click.argument("out", type=PATH)
 def build(
     task: str,
     checkpoint: Path | None,
@@ -116,10 +115,10 @@ def build(
 
 
 @submission.command()
-@click.argument("file", type=_PATH)
+@click.argument("file", type=PATH)
 @_LMDB
 @_FORMAT
-@_JSON
+@TABLE_JSON
 def check(file: Path, lmdbs: tuple[str, ...], layout: str, json_path: Path | None) -> None:
     """Say what is wrong with FILE: keys, shapes, types, numbers, ids; exit code 2 if anything."""
     try:

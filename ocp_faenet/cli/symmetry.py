@@ -12,14 +12,13 @@ from tqdm import tqdm
 
 from ocp_faenet.adapters import symmetry as host
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
 from ocp_faenet.metrics.symmetry import Score, SymmetryTable, symmetry_errors
 from ocp_faenet.models.config import FrameAveraging, FrameSource
 from ocp_faenet.models.frame_quality import FrameQuality, frame_quality
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.symmetries import declared_symmetries
-
-_PATH = click.Path(path_type=Path)
 
 
 @dataclass
@@ -45,8 +44,8 @@ class FrameStatistics:
 
 
 @click.command()
-@click.argument("checkpoint", type=_PATH)
-@click.option("--src", type=_PATH, required=True, help="LMDB of the structures to try.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--src", type=PATH, required=True, help="LMDB of the structures to try.")
 @click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True,
               help="Structures to try, from the first on.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=2), default=16, show_default=True)
@@ -55,8 +54,8 @@ class FrameStatistics:
 @click.option("--double", is_flag=True, help="Run in float64: what is exact shows as 1e-10.")
 @click.option("--gpu", is_flag=True, help="Run on the GPU.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "json_path", type=_PATH, help="Write all numbers to this file.")
-@click.option("--plot", type=_PATH, help="Draw mean and worst errors (PNG).")
+@JSON
+@click.option("--plot", type=PATH, help="Draw mean and worst errors (PNG).")
 def symmetry(
     checkpoint: Path,
     src: Path,
