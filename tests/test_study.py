@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ocp_faenet.adapters import measurements
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
-from ocp_faenet.cli import main
+from ocp_faenet.cli import main, pictures
 from ocp_faenet.cli.study_report import insert, markdown_of, report_of, value
 from ocp_faenet.cli.study_run import shortened
 
@@ -182,6 +182,37 @@ def test_from_file_to_document(tmp_path, tiny_data, monkeypatch):
     assert page.read_text().rstrip("\n").splitlines()[-3].endswith(" Not run: Larger.")
     report = json.loads((tmp_path / "s.json").read_text())
     assert [x for x, *_ in report["curve"]["series"]["SchNet"]] == [16.0]
+
+
+@pytest.mark.parametrize("validated", [(), ("small",), ("small", "large")])
+def test_the_plot_shows_what_is_there(tmp_path, tiny_data, monkeypatch, validated):
+    """Runs whose training had no validation (``eval_every`` beyond its end) are in no curve."""
+    path = plan_file(tmp_path, PLAN.replace("seeds: 2", "seeds: 1"))
+    for spec in specs_of(read_plan(path), tmp_path, tiny_data):
+        folder = spec.folder(tmp_path / "runs")
+        folder.mkdir(parents=True)
+        splits = {
+            split: {"energy_mae": 0.3, "structures": 4, "samples_per_cpu_second": 9.0}
+            for split in spec.splits
+        }
+        curves = {"val/energy_mae": [[6, 0.5], [12, 0.4]]} if spec.name in validated else {}
+        result = {"parameters": 7, "epochs": 2, "train_size": 12, "batch_size": 2, "splits": splits}
+        result |= {"training": {}, "curves": curves}
+        (folder / "result.json").write_text(json.dumps({"name": spec.name, **result}))
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, place: drawn.append((figure, place)))
+    done = study(path, "--data", tiny_data, "--runs", tmp_path / "runs", "--plot", "errors.png")
+    assert done.exit_code == 0, done.output
+    [(figure, place)] = drawn
+    assert place == Path("errors.png")
+    left, *right = figure.axes
+    assert len(left.containers) == 2, "an error bar for each variant"
+    assert len(right) == bool(validated)
+    for axis in right:
+        assert [line.get_xdata().tolist() for line in axis.get_lines()] == [[1.0, 2.0]] * len(
+            validated
+        )
+        assert all(line.get_ydata().tolist() == [0.5, 0.4] for line in axis.get_lines())
 
 
 def test_the_sentence_says_which_rows_have_fewer_seeds(tmp_path, tiny_data):

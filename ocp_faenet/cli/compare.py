@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs, write_json
 from ocp_faenet.cli.documents import insert_into
@@ -260,7 +259,7 @@ def markdown_of(report: Mapping[str, Any]) -> str:
 
 
 def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    from ocp_faenet.cli.pictures import comparison
+    from ocp_faenet.cli.pictures import comparison, learning_curves
 
     errors = {
         LABELS.get(row["model"], row["model"]): {
@@ -268,9 +267,4 @@ def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path:
         }
         for row in report["rows"]
     }
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
-    for result in results:
-        per_epoch = np.ceil(result["train_size"] / result["batch_size"])
-        points = [(step / per_epoch, mae) for step, mae in result["curves"]["val/energy_mae"]]
-        curves.setdefault(LABELS.get(result["name"], result["name"]), []).append(points)
-    comparison(errors, curves, path)
+    comparison(errors, learning_curves(results, "energy_mae", LABELS), path)

@@ -83,6 +83,25 @@ def parity(splits: Mapping[str, tuple[Any, Any]], title: str, path: Path) -> Non
     save(figure, path)
 
 
+def learning_curves(
+    results: Iterable[Mapping[str, Any]], metric: str, labels: Mapping[str, str]
+) -> dict[str, list[Points]]:
+    """By label, for each seed: the error of every validation in training against epochs.
+
+    Args:
+        results: of runs; those whose training had no validation are in no curve.
+        metric: of the host's evaluator.
+        labels: by the name of a run, which stands for itself where it has none.
+    """
+    curves: dict[str, list[Points]] = {}
+    for result in results:
+        per_epoch = np.ceil(result["train_size"] / result["batch_size"])
+        logged = result["curves"].get(f"val/{metric}", ())
+        if points := [(step / per_epoch, error) for step, error in logged]:
+            curves.setdefault(labels.get(result["name"], result["name"]), []).append(points)
+    return curves
+
+
 def comparison(
     errors: Mapping[str, Mapping[str, tuple[float, float]]],
     curves: Mapping[str, Sequence[Points]],
@@ -93,36 +112,50 @@ def comparison(
 
     Args:
         errors: model, then split: mean and standard deviation of the error.
-        curves: model: for each seed, the error on the first split against epochs.
+        curves: of `learning_curves`; without any there is no such panel.
         path: of the PNG.
         label: what the error is, with its unit.
     """
     rows = -(-len(errors) // _legend_columns(errors))
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH, 3.5 + 0.22 * rows), layout="constrained"
-    )
+    figure, axes = plt.subplots(
+        1, 2 if curves else 1, figsize=(WIDTH, 3.5 + 0.22 * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    left = axes[0, 0]
     splits = list(next(iter(errors.values())))
-    step = min(0.16, 0.85 / len(errors))
-    for index, (model, by_split) in enumerate(errors.items()):
-        means, stds = np.array([by_split[split] for split in splits]).T
-        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * step
-        style = {"fmt": MARKERS[index % 10], "ms": 5, "capsize": 2, "color": colour(index)}
-        left.errorbar(place, means, stds, label=model.replace("`", ""), **style)
-    left.set_xticks(range(len(splits)), [split.replace("val_", "") for split in splits])
-    left.set(ylabel=label, yscale="log", title="Validation splits")
-    lowest = min(mean for by_split in errors.values() for mean, _ in by_split.values())
-    left.set_ylim(bottom=max(left.get_ylim()[0], 0.6 * lowest))  # a bar may reach below zero
-    for index, model in enumerate(errors):
-        _learning(right, curves.get(model, ()), index, alone=len(errors) <= FEW)
-    right.set(xlabel="epoch", ylabel=f"{splits[0]} {label}", yscale="log", title="Learning")
-    right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    for axis in (left, right):
+    _by_split(left, errors, splits, label)
+    if curves:
+        right = axes[0, 1]
+        for index, model in enumerate(errors):
+            _learning(right, curves.get(model, ()), index, alone=len(errors) <= FEW)
+        right.set(xlabel="epoch", ylabel=f"{splits[0]} {label}", yscale="log", title="Learning")
+        right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    for axis in axes.flat:
         _plain_log(axis)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=_legend_columns(errors), frameon=False
     )
     save(figure, path)
+
+
+def _by_split(
+    axis: Any,
+    errors: Mapping[str, Mapping[str, tuple[float, float]]],
+    splits: Sequence[str],
+    label: str,
+) -> None:
+    """The models of ``errors`` beside each other, with one standard deviation."""
+    step = min(0.16, 0.85 / len(errors))
+    for index, (model, by_split) in enumerate(errors.items()):
+        means, stds = np.array([by_split[split] for split in splits]).T
+        place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * step
+        style = {"fmt": MARKERS[index % 10], "ms": 5, "capsize": 2, "color": colour(index)}
+        axis.errorbar(place, means, stds, label=model.replace("`", ""), **style)
+    axis.set_xticks(range(len(splits)), [split.replace("val_", "") for split in splits])
+    axis.set(ylabel=label, yscale="log", title="Validation splits")
+    lowest = min(mean for by_split in errors.values() for mean, _ in by_split.values())
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.6 * lowest))  # a bar may reach below zero
 
 
 def _learning(axis: Any, curves: Sequence[Points], index: int, *, alone: bool) -> None:

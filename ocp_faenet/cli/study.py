@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import INTO, JOBS, JSON, PATH, runs_in
@@ -81,7 +80,7 @@ def study(
 
 
 def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    from ocp_faenet.cli.pictures import comparison
+    from ocp_faenet.cli.pictures import comparison, learning_curves
 
     key, label = next(iter(report["metrics"].items()))
     errors = {
@@ -89,12 +88,7 @@ def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path:
         for row in report["rows"]
     }
     labels = {row["variant"]: row["label"] for row in report["rows"]}
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
-    for result in results:
-        per_epoch = np.ceil(result["train_size"] / result["batch_size"])
-        points = [(step / per_epoch, mae) for step, mae in result["curves"][f"val/{key}"]]
-        curves.setdefault(labels[result["name"]], []).append(points)
-    comparison(errors, curves, path, label)
+    comparison(errors, learning_curves(results, key, labels), path, label)
 
 
 def _draw_curve(report: Mapping[str, Any], path: Path) -> None:
