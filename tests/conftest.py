@@ -83,3 +83,38 @@ def shared_folder(tmp_path_factory) -> Path:
     """A folder that all test workers of this run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture
+def same_weights() -> None:
+    """How steep weights are decides on tables: the same ones in whatever order tests run."""
+    import torch
+
+    torch.manual_seed(1)
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def form(request, monkeypatch):
+    """The convolution with and without the compiled kernels."""
+    from ocp_faenet.nn import native
+    from ocp_faenet.nn.convolution import convolve
+
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler")
+    return convolve
+
+
+@pytest.fixture
+def config_yml(tmp_path) -> Path:
+    """A sound configuration for ``ocp-faenet main``, with its data beside it."""
+    import yaml
+
+    import plugin_fixtures as fx
+    from grid_cases import MODEL
+
+    path = tmp_path / "config.yml"
+    fx.write_splits(tmp_path / "data", train=4, test=2)
+    path.write_text(yaml.safe_dump(fx.run_config(tmp_path / "data", MODEL), sort_keys=False))
+    return path

@@ -9,7 +9,14 @@ import math
 import torch
 
 from ocp_faenet.models import transforms
+from ocp_faenet.models.ewald_config import EwaldConfig
 from symmetry_cases import slab, structure
+
+EXACT = 1e-10
+BROKEN = 1e-6
+BOX = EwaldConfig(box=(1, 1, 3))
+CUTOFF = EwaldConfig(k_cutoff=1.9, num_gaussians=6)
+VOXELS = EwaldConfig(k_cutoff=1.0, voxel=0.4, num_gaussians=6)
 
 
 def reciprocal_rows(cell):
@@ -71,3 +78,9 @@ def free(graph):
         one = transforms.alone(graph, index)
         parts.append(structure(one.positions, one.atomic_numbers, tags=one.tags))
     return transforms.joined(parts)
+
+
+def of_each(graph):
+    """Each structure alone, and which atoms of ``graph`` are its own."""
+    for index in range(graph.num_graphs):
+        yield transforms.alone(graph, index), graph.batch == index

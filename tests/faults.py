@@ -23,18 +23,7 @@ from ocp_faenet.adapters.launch import ClusterOptions, complete, run_here
 from ocp_faenet.adapters.overrides import read_arguments
 from ocp_faenet.adapters.sweeps import make_grid
 
-#: Random in every way, an average of weights, a rate that changes with every step.
-MODEL = {
-    "name": "ocp_faenet.FAENet",
-    **fx.TINY,
-    "frame_averaging": "2D",
-    "fa_method": "stochastic",
-    "regress_forces": "direct",
-    "otf_graph": True,
-    "dropout_lin": 0.1,
-    "dropout_edge": 0.1,
-    "dropout_lowest_layer": "inter-0",
-}
+#: An average of weights, a rate that changes with every step.
 OPTIM = {
     "batch_size": 2,
     "num_workers": 0,
@@ -104,7 +93,7 @@ def write_config(
     path: Path, data: Path, accidents: list[dict[str, Any]] | None = None, **sections: Any
 ) -> Path:
     """A run of `STEPS` steps with ``accidents`` in its training data."""
-    config = fx.run_config(data, MODEL, **{"optim": OPTIM, **sections})
+    config = fx.run_config(data, fx.STOCHASTIC, **{"optim": OPTIM, **sections})
     config["dataset"].pop("test")
     if accidents is not None:
         config["dataset"]["train"] |= {"format": "faults.AccidentLmdb", "accidents": accidents}

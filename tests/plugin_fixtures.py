@@ -36,6 +36,18 @@ TINY = {
     "phys_embeds": False,
     "cutoff": CUTOFF,
 }
+#: Random in every way the model knows, so that an exact resume has something to prove.
+STOCHASTIC = {
+    "name": "ocp_faenet.FAENet",
+    **TINY,
+    "frame_averaging": "2D",
+    "fa_method": "stochastic",
+    "regress_forces": "direct",
+    "otf_graph": True,
+    "dropout_lin": 0.1,
+    "dropout_edge": 0.1,
+    "dropout_lowest_layer": "inter-0",
+}
 
 
 def slab_atoms(seed: int) -> Atoms:

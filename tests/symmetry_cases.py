@@ -145,6 +145,15 @@ def pose_errors(core, graph, poses):
     return energy, force
 
 
+def slope(core, graph, atom, axis, step=1e-5):
+    """A force by its definition: minus the central difference of the energy."""
+    nudge = torch.zeros_like(graph.positions)
+    nudge[atom, axis] = step
+    up = core(graph.with_positions(graph.positions + nudge))["energy"]
+    down = core(graph.with_positions(graph.positions - nudge))["energy"]
+    return float(-(up - down) / (2 * step))
+
+
 def polygon(n, radius=2.0, z=0.0, phase=0.1):
     """Corners of a regular polygon, (n, 3)."""
     angles = phase + 2 * math.pi * torch.arange(n, dtype=torch.float64) / n

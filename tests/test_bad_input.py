@@ -181,13 +181,21 @@ class TestRecords:
         with pytest.raises(ValueError, match=literal(message)):
             model(self.batch(fault))
 
-    def test_the_remedies_work(self) -> None:
-        plain = {**MODEL, "tag_hidden_channels": 0}
-        ocp_faenet.FAENet(**plain)(self.batch(drop("tags")))
-        made = ocp_faenet.FAENet(**MODEL, otf_graph=True)
-        made(self.batch(drop("edge_index", "cell_offsets"), otf_graph=True))
-        open_space = ocp_faenet.FAENet(**MODEL, use_pbc=False, otf_graph=True)
-        open_space(self.batch(drop("cell", "edge_index", "cell_offsets"), otf_graph=True))
+    @pytest.mark.parametrize(
+        ("config", "missing"),
+        [
+            ({"tag_hidden_channels": 0}, ("tags",)),
+            ({"otf_graph": True}, ("edge_index", "cell_offsets")),
+            ({"use_pbc": False, "otf_graph": True}, ("cell", "edge_index", "cell_offsets")),
+        ],
+    )
+    def test_the_remedies_work(self, config: dict[str, Any], missing: tuple[str, ...]) -> None:
+        """What the messages of `FAULTS` advise: the same records give energies."""
+        batch = self.batch(drop(*missing), otf_graph="edge_index" in missing)
+        energy = ocp_faenet.FAENet(**{**MODEL, **config})(batch)["energy"]
+        assert energy.shape == (2, 1)
+        assert torch.isfinite(energy).all()
+        assert energy[0] != energy[1]
 
     def test_tags_that_were_never_set_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
         from ocp_faenet.adapters import unpack

@@ -15,7 +15,7 @@ import ocp_faenet
 import plugin_fixtures as fx
 from ocp_faenet.adapters.schema import validate_config
 from ocp_faenet.models.ewald_config import EwaldForm
-from test_plugin_adapters import batch_of, faenet, hydra_like
+from plugin_cases import batch_of, faenet, hydra_like
 
 FORMS: dict[str, dict[str, Any]] = {
     "box": {"ewald": {"box": [1, 1, 3]}},

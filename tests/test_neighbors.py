@@ -1,4 +1,4 @@
-"""Neighbour search against ASE, a literal double loop, the host, and its own invariances."""
+"""Neighbour search against ASE, a literal double loop and the host, in batches, on bad input."""
 
 from __future__ import annotations
 
@@ -7,129 +7,32 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neighbor_cases import (
+    Edge,
+    Structure,
+    ase_edges,
+    copper,
+    edge_set,
+    join,
+    lengths,
+    literal_edges,
+    random_structure,
+    slab,
+    structures,
+)
 from ocp_faenet.geometry import neighbors as neighbors_module
-from ocp_faenet.geometry import neighbors_order, neighbors_pairs
+from ocp_faenet.geometry import neighbors_pairs
 from ocp_faenet.geometry.cells import build_lattices
 from ocp_faenet.geometry.edges import edge_vectors
-from ocp_faenet.geometry.neighbors import NeighborLimit, NeighborList, neighbor_list
+from ocp_faenet.geometry.neighbors import neighbor_list
 from ocp_faenet.geometry.neighbors_bins import bin_edges, make_bins
 from ocp_faenet.geometry.neighbors_common import HalfEdges, Search, make_search
-from ocp_faenet.geometry.neighbors_order import both_directions, lexsort
+from ocp_faenet.geometry.neighbors_order import both_directions
 from ocp_faenet.geometry.neighbors_pairs import pair_edges
-
-Edge = tuple[int, ...]
-Structure = tuple[Tensor, Tensor, Tensor]  # positions (N, 3), cell (3, 3), pbc (3,)
-
-FLAGS = list(itertools.product([False, True], repeat=3))
-
-
-def edge_set(found: NeighborList) -> set[Edge]:
-    table = torch.cat((found.edge_index.T, found.cell_offsets), dim=1)
-    edges = {tuple(row) for row in table.tolist()}
-    assert len(edges) == table.shape[0]  # no edge twice
-    return edges
-
-
-def lengths(found: NeighborList, positions: Tensor, cell: Tensor | None) -> Tensor:
-    if cell is None:
-        return edge_vectors(positions, found.edge_index).norm(dim=1)
-    graph = torch.repeat_interleave(found.neighbors)
-    vectors = edge_vectors(positions, found.edge_index, cell, found.cell_offsets, graph)
-    return vectors.norm(dim=1)
-
-
-def literal_edges(structure: Structure, cutoff: float, images: int) -> dict[Edge, float]:
-    """Every pair in every image, one after the other, with the length of each edge."""
-    positions, cell, pbc = (t.tolist() for t in structure)
-    spans = [range(-images, images + 1) if on else range(1) for on in pbc]
-    edges = {}
-    for i, j in itertools.product(range(len(positions)), repeat=2):
-        for offset in itertools.product(*spans):
-            image = [
-                positions[j][x] + sum(n * vector[x] for n, vector in zip(offset, cell, strict=True))
-                for x in range(3)
-            ]
-            length = math.dist(image, positions[i])
-            if 1e-5 < length <= cutoff:
-                edges[(j, i, *offset)] = length
-    return edges
-
-
-def ase_edges(structure: Structure, cutoff: float) -> set[Edge]:
-    primitive = pytest.importorskip("ase.neighborlist").primitive_neighbor_list
-    positions, cell, pbc = (t.numpy() for t in structure)
-    i, j, offsets, length = primitive("ijSd", pbc, cell, positions, cutoff)
-    assume(not bool((abs(length - cutoff) < 1e-7).any()))  # ASE leaves out d == cutoff
-    return {
-        (int(b), int(a), *map(int, shift))
-        for a, b, shift, d in zip(i, j, offsets, length, strict=True)
-        if d > 1e-5
-    }
-
-
-def join(structures: list[Structure]) -> dict[str, Tensor]:
-    return {
-        "positions": torch.cat([s[0] for s in structures]),
-        "natoms": torch.tensor([len(s[0]) for s in structures]),
-        "cell": torch.stack([s[1] for s in structures]),
-        "pbc": torch.stack([s[2] for s in structures]),
-    }
-
-
-def random_structure(
-    seed: int, kind: str, natoms: int, flags: tuple[bool, ...], outside: float
-) -> Structure:
-    generator = torch.Generator().manual_seed(seed)
-    size = {"thin": 1.5, "large": 25.0, "skewed": 4.0, "left": 5.0, "mixed": 6.0}[kind]
-    cell = torch.eye(3, dtype=torch.float64) * size
-    if kind == "mixed":
-        cell = cell * torch.tensor([[0.3], [1.0], [4.0]])
-    tilt = {"skewed": 2.5, "thin": 0.2}.get(kind, 0.3)
-    cell = cell + tilt * size * torch.randn(3, 3, generator=generator, dtype=torch.float64).tril(-1)
-    if kind == "left":
-        cell = cell.flip(0)
-    fractional = torch.rand(natoms, 3, generator=generator, dtype=torch.float64)
-    spread = torch.randn(natoms, 3, generator=generator, dtype=torch.float64).mul(outside).round()
-    return (fractional + spread) @ cell, cell, torch.tensor(flags)
-
-
-structures = st.builds(
-    random_structure,
-    seed=st.integers(0, 2**31),
-    kind=st.sampled_from(["thin", "large", "skewed", "left", "mixed"]),
-    natoms=st.integers(1, 9),
-    flags=st.sampled_from(FLAGS),
-    outside=st.sampled_from([0.0, 2.0]),
-)
-
-
-def slab(natoms: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64) -> Structure:
-    """A generic slab: no two distances alike."""
-    generator = torch.Generator().manual_seed(seed)
-    cell = torch.tensor([[8.0, 0, 0], [3.0, 7.5, 0], [0, 0, 30.0]], dtype=dtype)
-    scale = torch.tensor([1.0, 1.0, 0.4], dtype=dtype)
-    fractional = torch.rand(natoms, 3, generator=generator, dtype=dtype) * scale
-    return fractional @ cell, cell, torch.tensor([True, True, True])
-
-
-def copper(repeat: int = 2, dtype: torch.dtype = torch.float64) -> Structure:
-    """Cubic fcc: whole shells of 12, 6, 24, ... at equal distance."""
-    basis = torch.tensor([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]], dtype=dtype)
-    corners = torch.cartesian_prod(*[torch.arange(repeat, dtype=dtype)] * 3)
-    positions = (corners[:, None] + basis).reshape(-1, 3) * 3.61
-    cell = torch.eye(3, dtype=dtype) * 3.61 * repeat
-    return positions, cell, torch.tensor([True, True, True])
-
-
-def rotation(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
-    return (matrix * torch.linalg.det(matrix)).to(dtype)
-
 
 # ---------------------------------------------------------------- the same edges as others find
 
@@ -326,126 +229,6 @@ def test_coincident_atoms_have_no_edge_between_them() -> None:
     assert edge_set(found) == {(2, 0, 0, 0, 0), (2, 1, 0, 0, 0), (0, 2, 0, 0, 0), (1, 2, 0, 0, 0)}
 
 
-# ---------------------------------------------------------------- order, shells and the maximum
-
-
-def test_sorted_by_target_then_distance() -> None:
-    batch = join([slab(40), random_structure(5, "thin", 2, (True, True, True), 0.0)])
-    found = neighbor_list(**batch, cutoff=4.0, max_neighbors=30)
-    target = found.edge_index[1]
-    length = lengths(found, batch["positions"], batch["cell"])
-    assert bool((torch.diff(target) >= 0).all())
-    assert bool(((torch.diff(length) > -1e-8) | (torch.diff(target) > 0)).all())
-    assert int(torch.bincount(target).max()) == 30
-
-
-def test_edge_set_is_symmetric_without_a_maximum() -> None:
-    edges = edge_set(neighbor_list(**join([slab(40)]), cutoff=5.0))
-    assert edges == {(i, j, -a, -b, -c) for j, i, a, b, c in edges}
-
-
-@pytest.mark.parametrize(
-    ("limit", "count"),
-    [(NeighborLimit.STRICT, 20), (NeighborLimit.SHELL, 42), (NeighborLimit.COMPLETE, 18)],
-)
-def test_what_happens_to_a_shell_that_does_not_fit(limit: NeighborLimit, count: int) -> None:
-    batch = join([copper(2)])
-    found = neighbor_list(**batch, cutoff=5.0, max_neighbors=20, limit=limit)
-    assert torch.bincount(found.edge_index[1]).tolist() == [count] * 32
-    everything = neighbor_list(**batch, cutoff=5.0, max_neighbors=42, limit=limit)
-    assert edge_set(everything) == edge_set(neighbor_list(**batch, cutoff=5.0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("limit", list(NeighborLimit))
-def test_pose_does_not_choose_among_ties(dtype: torch.dtype, limit: NeighborLimit) -> None:
-    def edges(turn: Tensor) -> NeighborList:
-        positions, cell, pbc = copper(2, dtype)
-        turned = (positions @ turn, cell @ turn, pbc)
-        return neighbor_list(**join([turned]), cutoff=6.0, max_neighbors=20, limit=limit)
-
-    still = edges(torch.eye(3, dtype=dtype))
-    for seed in range(5):
-        turned = edges(rotation(seed, dtype))
-        assert torch.equal(turned.edge_index, still.edge_index)
-        assert torch.equal(turned.cell_offsets, still.cell_offsets)
-
-
-def test_without_a_tie_width_the_pose_does_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: the plain order by distance follows rounding noise."""
-    positions, cell, pbc = copper(2, torch.float32)
-    monkeypatch.setattr(neighbors_module, "tie_width", lambda dtype: 0.0)
-    found = set()
-    for seed in range(3):
-        turn = rotation(seed, torch.float32)
-        turned = join([(positions @ turn, cell @ turn, pbc)])
-        found.add(frozenset(edge_set(neighbor_list(**turned, cutoff=6.0, max_neighbors=20))))
-    assert len(found) == 3
-
-
-def relabelled(found: NeighborList, order: Tensor) -> set[Edge]:
-    """Edges of atoms taken in ``order`` in the numbers from before."""
-    names = order.tolist()
-    return {(names[j], names[i], *shift) for j, i, *shift in edge_set(found)}
-
-
-@pytest.mark.parametrize("limit", list(NeighborLimit))
-def test_order_of_atoms_does_not_matter(limit: NeighborLimit) -> None:
-    for structure in (slab(50), copper(2)):
-        positions, cell, pbc = structure
-        order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
-        options = {"cutoff": 6.0, "max_neighbors": 20, "limit": limit}
-        before = neighbor_list(**join([structure]), **options)
-        after = neighbor_list(**join([(positions[order], cell, pbc)]), **options)
-        # Cutting a shell of equivalent atoms must choose by number: no rule could avoid it.
-        same = limit is not NeighborLimit.STRICT or structure[0].shape[0] == 50
-        assert (relabelled(after, order) == edge_set(before)) is same
-
-
-def test_wrapping_moves_the_offsets_and_nothing_else() -> None:
-    for positions, cell, pbc in (slab(50), copper(2)):
-        generator = torch.Generator().manual_seed(0)
-        moves = torch.randint(-3, 4, (len(positions), 3), generator=generator)
-        moved = positions + moves.double() @ cell
-        before = neighbor_list(**join([(positions, cell, pbc)]), cutoff=6.0, max_neighbors=20)
-        after = neighbor_list(**join([(moved, cell, pbc)]), cutoff=6.0, max_neighbors=20)
-        assert torch.equal(before.edge_index, after.edge_index)
-        source, target = after.edge_index
-        assert torch.equal(before.cell_offsets, after.cell_offsets + moves[source] - moves[target])
-
-
-def test_ties_prefer_sources_with_fewer_neighbours() -> None:
-    """Atom 0 sits between 1, which has a further neighbour, and 2, which has none."""
-    positions = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0], [1.9, 0, 0]])
-    found = neighbor_list(positions, torch.tensor([4]), cutoff=1.5, max_neighbors=1)
-    assert found.edge_index[0, found.edge_index[1] == 0].tolist() == [2]
-    assert found.edge_index[0, found.edge_index[1] == 1].tolist() == [3]
-
-
-@pytest.mark.parametrize("cells", [1, 3])
-def test_a_shell_on_the_cutoff_is_in_whole_in_every_pose(cells: int) -> None:
-    positions, cell, pbc = copper(cells)
-    shell = 3.61 * math.sqrt(1.5)
-    for seed in range(5):
-        turn = rotation(seed)
-        batch = join([(positions @ turn, cell @ turn, pbc)])
-        degree = torch.bincount(neighbor_list(**batch, cutoff=shell).edge_index[1])
-        assert set(degree.tolist()) == {42}
-
-
-def test_float32_positions_are_decided_in_float64() -> None:
-    positions, cell, pbc = slab(60, dtype=torch.float32)
-    single = neighbor_list(**join([(positions, cell, pbc)]), cutoff=6.0)
-    double = neighbor_list(**join([(positions.double(), cell.double(), pbc)]), cutoff=6.0)
-    assert edge_set(single) == edge_set(double)
-
-
-@given(st.lists(st.tuples(*[st.integers(-(2**40), 2**40)] * 3), min_size=1, max_size=30))
-def test_lexsort_is_pythons_sort(rows: list[tuple[int, int, int]]) -> None:
-    keys = [torch.tensor(column) for column in zip(*rows, strict=True)]
-    assert lexsort(keys).tolist() == sorted(range(len(rows)), key=lambda k: rows[k])
-
-
 # ---------------------------------------------------------------- vectors along the edges
 
 
@@ -521,8 +304,3 @@ def test_a_cell_without_volume_names_structure_and_remedy(row: list[float]) -> N
     batch["cell"][1, 1] = torch.tensor(row)
     with pytest.raises(ValueError, match=r"structure 1 has no volume .*turn pbc off"):
         neighbor_list(**batch, cutoff=4.0)
-
-
-def test_shell_width_is_wider_than_any_tie() -> None:
-    widths = [neighbors_order.tie_width(t) for t in (torch.float32, torch.float64)]
-    assert max(widths) < neighbors_order.SHELL_WIDTH

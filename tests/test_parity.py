@@ -62,16 +62,21 @@ def test_random_combinations(reference_model, seed, dtype, training):
     assert all(value < rc.TOLERANCE[dtype] for value in seen.values()), seen
 
 
-@pytest.mark.parametrize("mode", ["from_energy", "direct_with_gradient_target"])
-@pytest.mark.parametrize("dtype", rc.TOLERANCE, ids=["float32", "float64"])
-def test_energy_gradients(reference_model, mode, dtype):
-    options = rc.SMALL | {"regress_forces": mode, "mp_type": "updownscale_base", "graph_norm": True}
+def in_training(reference_model, options, dtype):
+    """Both models with the same weights, and what they say of the same structures."""
     s = rc.structures((9, 4, 14), dtype)
     reference = reference_model(options, dtype).train()
     ours = rc.ours_like(reference, options, dtype).train()
     with rc.in_dtype(dtype):
         expected = reference(rc.reference_data(s), mode="train")
-    found = ours(rc.our_graph(s))
+    return reference, ours, expected, ours(rc.our_graph(s))
+
+
+@pytest.mark.parametrize("mode", ["from_energy", "direct_with_gradient_target"])
+@pytest.mark.parametrize("dtype", rc.TOLERANCE, ids=["float32", "float64"])
+def test_energy_gradients(reference_model, mode, dtype):
+    options = rc.SMALL | {"regress_forces": mode, "mp_type": "updownscale_base", "graph_norm": True}
+    _, _, expected, found = in_training(reference_model, options, dtype)
     keys = ["energy", "forces"] + ["forces_grad_target"] * (mode != "from_energy")
     for key in keys:
         assert error(found[key], expected[key]) < rc.TOLERANCE[dtype], key
@@ -110,12 +115,7 @@ def test_gradients_of_weights(reference_model, mode, mp_type):
     options = rc.SMALL | {"regress_forces": mode, "mp_type": mp_type, "graph_norm": True}
     options |= {"phys_hidden_channels": 5, "energy_head": "weighted-av-initial-embeds"}
     dtype = torch.float64
-    s = rc.structures((9, 4, 14), dtype)
-    reference = reference_model(options, dtype).train()
-    ours = rc.ours_like(reference, options, dtype).train()
-    with rc.in_dtype(dtype):
-        expected = reference(rc.reference_data(s), mode="train")
-    found = ours(rc.our_graph(s))
+    reference, ours, expected, found = in_training(reference_model, options, dtype)
     for out in (expected, found):
         (out["energy"].square().sum() + out["forces"].square().sum()).backward()
     slopes = reference.state_dict()

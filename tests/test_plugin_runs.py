@@ -15,18 +15,6 @@ import plugin_fixtures as fx
 
 pytestmark = pytest.mark.slow
 
-#: Random in every way the model knows, so that an exact resume has something to prove.
-STOCHASTIC = {
-    "name": "ocp_faenet.FAENet",
-    **fx.TINY,
-    "frame_averaging": "2D",
-    "fa_method": "stochastic",
-    "regress_forces": "direct",
-    "otf_graph": True,
-    "dropout_lin": 0.1,
-    "dropout_edge": 0.1,
-    "dropout_lowest_layer": "inter-0",
-}
 #: Nothing random and no statistics over a rank's atoms: ranks must add up.
 DETERMINISTIC = {
     "name": "ocp_faenet.FAENet",
@@ -39,7 +27,7 @@ DETERMINISTIC = {
 }
 BACKBONE = {
     "model": "ocp_faenet.FAENetBackbone",
-    **{key: value for key, value in STOCHASTIC.items() if key != "name"},
+    **{key: value for key, value in fx.STOCHASTIC.items() if key != "name"},
 }
 HEADS = {
     "energy": {"module": "ocp_faenet.FAENetEnergyHead"},
@@ -68,7 +56,7 @@ def trained(area: Path, data: Path) -> Path:
     """Run ``short``: dotted model name, stock trainer, 5 steps, checkpoint after step 4."""
 
     def build(folder: Path) -> None:
-        succeed(fx.fairchem(fx.run_config(data, STOCHASTIC), folder, "short"))
+        succeed(fx.fairchem(fx.run_config(data, fx.STOCHASTIC), folder, "short"))
 
     return fx.once(area / "plugin-trained", build)
 
@@ -133,7 +121,7 @@ def test_calculator_in_a_process_without_the_plugin_gives_the_trainers_predictio
     trained: Path, data: Path, tmp_path: Path
 ) -> None:
     best = trained / "checkpoints" / "short" / "checkpoint.pt"
-    config = fx.run_config(data, STOCHASTIC)
+    config = fx.run_config(data, fx.STOCHASTIC)
     succeed(fx.fairchem(config, trained, "predict", "--checkpoint", str(best), mode="predict"))
     src = data / "test" / "data.lmdb"
     command = [sys.executable, "-c", CALCULATOR, str(best), str(src), str(tmp_path / "calc.npz")]
@@ -152,7 +140,7 @@ def test_calculator_in_a_process_without_the_plugin_gives_the_trainers_predictio
 
 
 def test_resumed_training_gives_the_uninterrupted_weights(trained: Path, data: Path) -> None:
-    config = fx.run_config(data, STOCHASTIC)
+    config = fx.run_config(data, fx.STOCHASTIC)
     config["optim"]["max_epochs"] = 2
     config["dataset"].pop("test")
     stopped = trained / "checkpoints" / "short" / "checkpoint.pt"  # in the middle of an epoch

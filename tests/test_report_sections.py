@@ -1,0 +1,195 @@
+"""What the report's figures, curves and tables are made of (issue 10, points 2 and 3)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+from ocp_faenet.cli.report_curves import mean_of, trained, validated
+from ocp_faenet.cli.report_ewald import madelung_error
+from ocp_faenet.cli.report_frames import framed
+from ocp_faenet.cli.report_tables import published, render_table1, render_table2
+from ocp_faenet.geometry import ewald_split
+from plugin_fixtures import slab_record
+
+
+@pytest.mark.parametrize("alpha", [0.4, 0.8])
+def test_both_parts_are_the_interaction_in_both_spaces(alpha):
+    r = torch.tensor([0.0, 0.1, 1.0, 5.0], dtype=torch.float64)
+    long = ewald_split.long_range(r, alpha)
+    assert float(long[0]) == pytest.approx(2 * alpha / math.sqrt(math.pi))
+    torch.testing.assert_close(long[1:] + ewald_split.short_range(r[1:], alpha), 1 / r[1:])
+    for k in (0.3, 1.7):
+        short = quad(
+            lambda x, k=k: 4 * math.pi * math.sin(k * x) / k * math.erfc(alpha * x),
+            0,
+            60,
+            limit=400,
+        )[0]
+        wave = torch.tensor(k, dtype=torch.float64)
+        long_k = float(ewald_split.long_range_transform(wave, alpha))
+        assert short + long_k == pytest.approx(4 * math.pi / k**2, rel=1e-8)
+
+
+def crystal(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Positions, charges, cell of edge 1 Å times a shear, and the energy in e²/Å."""
+    cell = torch.eye(3, dtype=torch.float64)
+    if kind == "CsCl":
+        positions = torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+        return positions, torch.tensor([1.0, -1.0]).double(), cell, -1.76267477 / math.sqrt(0.75)
+    corners = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    charges = (1 - 2 * (corners.sum(-1) % 2)).double()
+    return corners / 2 + 0.3, charges, cell, -4 * 1.74756459 / 0.5
+
+
+@pytest.mark.parametrize("kind", ["CsCl", "NaCl"])
+@pytest.mark.parametrize("alpha", [2.5, 4.0])
+def test_the_sums_give_madelungs_constants(kind, alpha):
+    positions, charges, cell, exact = crystal(kind)
+    for basis in (cell, torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1]]).double()):
+        found = ewald_split.ewald_energy(positions.double(), charges, basis, alpha, 2.4, 45.0)
+        assert found.total / ewald_split.COULOMB == pytest.approx(exact, abs=1e-7)
+    r, pairs = ewald_split.pair_distances(positions.double(), cell, 1.01)
+    near = {"CsCl": 2 * (8 + 6), "NaCl": 8 * (6 + 12 + 8 + 6)}[kind]
+    assert len(r) == len(pairs) == near
+    with pytest.raises(ValueError, match="their sum is 2"):
+        ewald_split.ewald_energy(positions.double()[:2], torch.ones(2).double(), cell, 1, 1, 9)
+
+
+def test_a_cutoff_on_the_whole_interaction_does_not_converge():
+    assert madelung_error(6.0, 3.0) < 1e-3
+    assert madelung_error(12.0, 6.0) < 1e-8
+    assert madelung_error(12.0, None) > 0.1
+
+
+def test_a_structure_is_the_same_in_its_frames_however_it_is_turned():
+    record = slab_record(0)
+    found = framed(record.to_dict())
+    assert found["frames"].shape == (4, 3, 3)
+    assert found["agreement"] < 1e-9
+    centred = found["positions"] - found["positions"].mean(0)
+    for frame, posed in zip(found["frames"], found["posed"], strict=True):
+        np.testing.assert_allclose(posed, centred @ frame, atol=1e-12)
+        np.testing.assert_allclose(frame @ frame.T, np.eye(3), atol=1e-12)
+        moment = posed[:, :2].T @ posed[:, :2]
+        assert abs(moment[0, 1]) < 1e-8 * moment[0, 0], "not principal axes"
+    spread = found["spread"]
+    assert spread[0] >= spread[1]
+    assert spread[0] == pytest.approx(found["posed"][2][:, 0].std())
+    other = np.abs(found["posed"][0] - found["posed"][1]).max()
+    assert other > 0.5, "frames that do not differ"
+
+
+def test_curves_are_means_of_epochs_and_end_with_the_last_weights():
+    """Errors of single steps come out of the host's running means, which start anew."""
+    steps, size, batch = 2 * 51, 202, 4  # 51 steps an epoch, the last of two structures
+    rng = np.random.default_rng(0)
+    errors, weights = rng.random(steps), np.full(steps, batch)
+    weights[[50, 101]] = 2
+    means = []
+    for step in range(1, steps + 1):
+        begin = 100 if step > 100 else 30 if step > 30 else 0
+        means.append(np.average(errors[begin:step], weights=weights[begin:step]))
+    result = {
+        "train_size": size, "batch_size": batch, "epochs": 2, "training": {"resumed_at_step": 30},
+        "curves": {
+            "train/e": list(zip(range(1, steps + 1), means, strict=True)), "val/e": [(51, 2.5)]
+        },
+        "splits": {"val_id": {"e": 0.75}, "val_ood": {"e": 9.0}},
+    }  # fmt: skip
+    halves = [np.average(errors[part], weights=weights[part])
+              for part in (slice(0, 51), slice(51, 102))]  # fmt: skip
+    found = trained(result, "e")
+    assert [epoch for epoch, _ in found] == [1.0, 2.0]
+    assert [error for _, error in found] == pytest.approx(halves, abs=1e-12)
+    assert validated(result, "e") == [(1.0, 2.5), (2.0, 0.75)]
+    assert trained(result, "f") == []
+    assert mean_of([[(1.0, 2.0), (2.0, 4.0)], [(2.0, 2.0), (3.0, 1.0)]]) == [(2.0, 3.0)]
+
+
+def made_up(variants: dict[str, str], splits: list[str], keys: list[str]) -> dict:
+    """A study's report in which every number is another one."""
+    count = iter(range(1, 1000))
+    rows = [
+        {
+            "variant": variant, "label": label, "parameters": 1000 + next(count), "epochs": 8,
+            "train_rate": None if variant == "painn" else (100.0 + next(count), 0.0),
+            "eval_rate": (200.0 + next(count), 0.0),
+            "splits": {s: {key: (next(count) / 1000, 0.0) for key in keys} for s in splits},
+            "average": (0.5, 0.0),
+            "measured": {f"{s} SR (proxy) %": (next(count) / 10, 0.5) for s in splits},
+        }
+        for variant, label in variants.items()
+    ]  # fmt: skip
+    return {
+        "title": "t", "command": "ocp-faenet report", "data": "demo", "machine": "a machine",
+        "seeds": 1, "train_size": 1000, "split_sizes": dict.fromkeys(splits, 7), "rows": rows,
+        "metrics": {"energy_mae": "MAE (eV)", "energy_mse": "MSE (eV²)"},
+    }  # fmt: skip
+
+
+def cells_of(text: str, label: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} "))
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_table_1_has_the_reports_numbers_in_the_row_of_the_same_model():
+    variants = {"schnet": "SchNet", "faenet": "FAENet SFA", "painn": "PaiNN"}
+    study = made_up(variants, ["val_id", "val_ood"], ["energy_mae", "energy_mse"])
+    text = render_table1({"study": study, "published": published("table1")})
+    schnet = study["rows"][0]
+    mae, mse = (schnet["splits"]["val_id"][key][0] for key in ("energy_mae", "energy_mse"))
+    assert cells_of(text, "SchNet") == [
+        "SchNet", f"{schnet['train_rate'][0]:.0f}", f"{schnet['eval_rate'][0]:.0f}",
+        f"{mae:.3f}", f"{mse:.3f}", "3070", "0.66", "0.99",
+    ]  # fmt: skip
+    assert cells_of(text, "PaiNN")[1] == "-"
+    assert cells_of(text, "PaiNN")[5:] == ["-", "-", "-"]
+    assert "SchNet, FAENet SFA here; FAENet SFA, SchNet in the report" in text
+    assert "Why they differ: the report trained on OC20's IS2RE" in text
+    assert "1,000 structures of the demo set, 8 epochs" in text
+
+
+def test_table_2_has_the_reports_table_below_it():
+    variants = {"schnet": "SchNet", "faenet": "FAENet", "faenet_ft": "FAENet-ft"}
+    splits = ["id", "ood_ads", "ood_cat", "ood_both"]
+    study = made_up(variants, splits, ["energy_mae"])
+    study["metrics"] = {"energy_mae": "MAE (eV)"}
+    study["references"] = [
+        {
+            "label": "perfect oracle",
+            "splits": {split: {"energy_mae": 0.0} for split in splits},
+            "measured": {f"{split} SR (proxy) %": 100.0 for split in splits},
+        }
+    ]
+    text = render_table2({"study": study, "published": published("table2")})
+    ours, theirs = text.split("Table 2: OC20-Dense")
+    row = study["rows"][1]
+    expected = [
+        cell
+        for split in splits
+        for cell in (
+            f"{row['measured'][f'{split} SR (proxy) %'][0]:.1f} ± 0.5",
+            f"{row['splits'][split]['energy_mae'][0]:.3f}",
+        )
+    ]
+    assert cells_of(ours, "FAENet") == ["FAENet", *expected]
+    assert cells_of(ours, "perfect oracle") == ["perfect oracle", *["100.0", "0.000"] * 4]
+    assert cells_of(theirs, "FAENet") == [
+        "FAENet", "7.79", "0.47", "4.89", "0.51", "8.04", "0.50", "7.29", "0.52"
+    ]  # fmt: skip
+    assert cells_of(theirs, "FAENet-ft")[1:4] == ["(train)", "(train)", "7.94"]
+
+
+def test_published_numbers_are_those_of_the_report():
+    first, second = published("table1"), published("table2")
+    assert {key: list(row.values())[1:] for key, row in first["rows"].items()} == {
+        "schnet": [3070, 0.66, 0.99], "dimenet_plus_plus": [251, 0.57, 0.93],
+        "faenet": [2944, 0.55, 0.79], "faenet_ewald": [2476, 0.56, 0.81],
+    }  # fmt: skip
+    assert second["rows"]["dimenet"]["ood_both"] == [4.89, 0.55]
+    assert {len(row) for row in second["rows"].values()} == {5}
