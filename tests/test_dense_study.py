@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from torch_geometric.data import Batch, Data
 
+from ocp_faenet.adapters.dense_residual import adsorbates_of, dense_difference
 from ocp_faenet.adapters.dense_study import TOGETHER, dense_of, dense_references, read_targets
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.cli import main
-from ocp_faenet.cli.study_report import table_of
+from ocp_faenet.cli.study_report import differences_of, table_of
 from ocp_faenet.cli.study_run import shortened
-from ocp_faenet.data.dense_prepare import SPLITS, prepare_dense
+from ocp_faenet.data.dense_prepare import SPLITS, prepare_dense, prepare_mixed
+from ocp_faenet.data.dense_tables import read_mapping
+from ocp_faenet.data.reader import open_lmdb
+from ocp_faenet.metrics.bootstrap import Estimate
 from ocp_faenet.metrics.dense import success
 
 ROOT = Path(__file__).parent.parent
@@ -154,3 +160,135 @@ def test_reference_rows(finished):
 def test_a_split_of_something_else_is_refused(tiny_data):
     with pytest.raises(ValueError, match="record 0 has no system_id; split with: ocp-faenet dense"):
         read_targets(str(tiny_data / "is2re" / "val_id" / "data.lmdb"))
+
+
+def place(folder: Path, spec: RunSpec, energies: dict[str, dict[str, dict[str, float]]]) -> dict:
+    """The result of a run that predicted ``energies``, by split, system and configuration."""
+    folder.mkdir(exist_ok=True)
+    for split, src in spec.splits.items():
+        where = read_targets(src)[0]
+        said = [energies[split][system][config] for system, config in where.values()]
+        np.savez(folder / f"predictions_{split}.npz", ids=np.array(list(where)), energy=said)
+    return {"checkpoint": str(folder / "checkpoints" / "run" / "checkpoint.pt")}
+
+
+def truth(spec: RunSpec) -> dict[str, dict[str, dict[str, float]]]:
+    return {split: read_targets(src)[1] for split, src in spec.splits.items()}
+
+
+def moved(energies: dict[str, dict[str, float]], by: float) -> dict[str, dict[str, float]]:
+    return {name: {c: e + by for c, e in own.items()} for name, own in energies.items()}
+
+
+def test_which_adsorbates_fail_and_how(prepared, tmp_path):
+    """New ones 0.3 eV too high, in each of whose systems the best is hidden too, and known ones
+    right: by hand."""
+    spec = specs(prepared)["faenet"]
+    mapping = read_mapping(prepared / "dense" / "oc20dense_mapping.pkl").values()
+    adsorbate = {each.system_id: each.adsorbate for each in mapping}
+    right = truth(spec)
+    wrong = {split: moved(own, 0.3 if split in ("ood_ads", "ood_both") else 0.0)
+             for split, own in right.items()}  # fmt: skip
+    found = adsorbates_of(spec, place(tmp_path / "a", spec, wrong))
+    new = [name for split in ("ood_ads", "ood_both") for name in right[split]]
+    known = len(right["id"]) + len(right["ood_cat"])
+    for name in ("SR", "valid", "found"):
+        assert found[f"known adsorbates ({known}) {name} %"] == 100.0
+    counts = Counter(adsorbate[name] for name in new)
+    for name, count in counts.items():
+        assert found[f"{name} ({count}) SR %"] == found[f"{name} ({count}) valid %"] == 0.0
+        assert found[f"{name} ({count}) found %"] == 100.0
+    # What is off by the same for all systems of an adsorbate is known from the others.
+    helped = sum(count for count in counts.values() if count > 1)
+    assert helped > 0
+    assert found[f"new ({len(new)}), offset known: SR %"] == pytest.approx(100 * helped / len(new))
+    # The worst configuration taken for the best, each with its own energy: valid, and not found.
+    for split in ("ood_ads", "ood_both"):
+        wrong[split] = {name: hidden(own) for name, own in right[split].items()}
+    found = adsorbates_of(spec, place(tmp_path / "a", spec, wrong))
+    every = {**right["ood_ads"], **right["ood_both"]}
+    spread = {name: max(own.values()) - min(own.values()) > 0.2 for name, own in every.items()}
+    assert any(spread.values())
+    for name, count in counts.items():
+        mine = [wide for system, wide in spread.items() if adsorbate[system] == name]
+        assert found[f"{name} ({count}) valid %"] == 100.0
+        assert found[f"{name} ({count}) found %"] == pytest.approx(100 * (1 - np.mean(mine)))
+
+
+def hidden(own: dict[str, float]) -> dict[str, float]:
+    """All but the worst predicted above it, where the worst is 0.2 eV above the best."""
+    worst = max(own, key=lambda name: own[name])
+    if own[worst] - min(own.values()) <= 0.2:
+        return own
+    return {name: energy if name == worst else own[worst] + 1.0 for name, energy in own.items()}
+
+
+def test_differences_are_paired(prepared, tmp_path):
+    """Two seeds, the second of which fails in one split in both rows, and one row fails in
+    another: only that is a difference, and only its systems make an interval."""
+    spec = specs(prepared)["faenet"]
+    right = truth(spec)
+    off = {**right, "ood_ads": moved(right["ood_ads"], 0.5)}
+    worse = {**off, "ood_cat": moved(right["ood_cat"], 0.25)}
+    some = sorted(right["ood_both"])[0]
+    half = {**right, "ood_both": {**right["ood_both"], some: moved(right["ood_both"], 0.5)[some]}}
+
+    def row(name: str, *seeds: dict) -> list:
+        made = [place(tmp_path / f"{name}{seed}", spec, each) for seed, each in enumerate(seeds)]
+        return [(spec.with_seed(seed), each) for seed, each in enumerate(made)]
+
+    found = dense_difference(row("a", half, worse), row("b", right, off, worse))
+    assert found["id SR (proxy) %"] == Estimate(0.0, 0.0, 0.0)
+    assert found["ood_ads SR (proxy) %"] == Estimate(0.0, 0.0, 0.0)
+    assert found["ood_cat SR (proxy) %"] == Estimate(-50.0, -50.0, -50.0)
+    many = len(right["ood_both"])
+    both = found["ood_both SR (proxy) %"]
+    assert both.value == pytest.approx(-50.0 / many)
+    assert both.low < both.value < both.high == 0.0
+    outside = {split: len(right[split]) for split in ("ood_ads", "ood_cat", "ood_both")}
+    lost = -50.0 * outside["ood_cat"] - 50.0
+    assert found["ood SR (proxy) %"].value == pytest.approx(lost / sum(outside.values()))
+    assert found["ood minimum found %"] == Estimate(0.0, 0.0, 0.0)
+    configs = {split: sum(map(len, right[split].values())) for split in outside}
+    error = 0.125 * configs["ood_cat"] + 0.25 * len(right["ood_both"][some])
+    assert found["ood MAE (eV)"].value == pytest.approx(error / sum(configs.values()))
+    with pytest.raises(ValueError, match="no seed in common"):
+        dense_difference(row("a", half)[:1], row("b", right, off)[1:])
+
+
+def test_differences_in_a_study(tmp_path):
+    text = "\ndifferences: [[faenet_ft, faenet_before]]\n"
+    with pytest.raises(ValueError, match="differences: no variant 'faenet_before'"):
+        read_plan(changed(tmp_path, "\nvariants:", f"{text}variants:") / "dense.yml")
+    report = {"differences": [{"label": "a - b", "seeds": 3, "values": {
+        "SR %": {"value": -12.5, "low": -25.0, "high": 0.0},
+        "MAE": {"value": 0.0123, "low": -0.01, "high": 0.02},
+        "none": {"value": None, "low": None, "high": None},
+    }}]}  # fmt: skip
+    header, _, row = differences_of(report).splitlines()[:3]
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == ["SR %", "MAE", "none"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "a - b", "3", "-12.5 [-25.0, +0.0]", "+0.012 [-0.010, +0.020]", "-",
+    ]  # fmt: skip
+
+
+def test_what_is_mixed(dense_tiny):
+    """All of IS2RE's training set and the fine-tuning systems, in one batch, and nothing held
+    out."""
+    out = prepare_mixed(dense_tiny)
+    with open_lmdb(dense_tiny / "is2re" / "train" / "data.lmdb") as known:
+        sids = [int(record["sid"]) for record in known]
+    places, _ = read_targets(str(out / "finetune" / "train" / "data.lmdb"))
+    mixed = out / "mixed" / "train" / "data.lmdb"
+    with open_lmdb(mixed) as records:
+        every = list(records)
+    assert [int(record["sid"]) for record in every] == sids + [int(sid) for sid in places]
+    batch = Batch.from_data_list([Data(**every[0]), Data(**every[-1])])
+    assert batch.y_relaxed.shape == (2,)
+    with open_lmdb(out / "finetune" / "train" / "data.lmdb") as dense:
+        last = list(dense)[-1]
+    assert float(every[-1]["y_relaxed"]) == last["y_relaxed"]
+    assert (every[-1]["pos"] == last["pos"]).all()
+    written = mixed.stat().st_mtime_ns
+    prepare_mixed(dense_tiny)
+    assert mixed.stat().st_mtime_ns == written

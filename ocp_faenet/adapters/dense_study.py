@@ -15,6 +15,7 @@ from ocp_faenet.metrics.bootstrap import Estimate
 from ocp_faenet.metrics.dense import Candidate, Candidates, perfect, random_choice, scores
 
 Targets = dict[str, dict[str, float]]
+Predicted = tuple[dict[str, dict[str, Candidate]], Targets]
 #: Scores of each split and of all systems together: key, heading, factor.
 BY_SPLIT = (("success_proxy", "SR (proxy) %", 100.0), ("found@1", "minimum found %", 100.0))
 TOGETHER = (
@@ -31,17 +32,10 @@ def dense_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: a split whose records have no ``system_id``.
     """
-    folder = Path(result["checkpoint"]).parents[2]
     columns: dict[str, float] = {}
-    together: tuple[dict[str, dict[str, Candidate]], Targets] = ({}, {})
+    together: Predicted = ({}, {})
     by_split = {}
-    for split, src in spec.splits.items():
-        places, targets = read_targets(src)
-        with np.load(folder / f"predictions_{split}.npz") as file:
-            energy = dict(zip(file["ids"].tolist(), file["energy"].tolist(), strict=True))
-        candidates: dict[str, dict[str, Candidate]] = {name: {} for name in targets}
-        for sid, (system, config) in places.items():
-            candidates[system][config] = Candidate(energy[sid], targets[system][config])
+    for split, (candidates, targets) in predicted(spec, result).items():
         by_split[split] = scores(candidates, targets, samples=1)
         together[0].update(candidates)
         together[1].update(targets)
@@ -50,6 +44,25 @@ def dense_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
             columns[f"{split} {heading}"] = factor * found[key].value
     overall = scores(*together, samples=1)
     return columns | {heading: factor * overall[key].value for key, heading, factor in TOGETHER}
+
+
+def predicted(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Predicted]:
+    """Candidates and targets of each split, from the predictions that the run left.
+
+    Raises:
+        ValueError: a split whose records have no ``system_id``.
+    """
+    folder = Path(result["checkpoint"]).parents[2]
+    out = {}
+    for split, src in spec.splits.items():
+        places, targets = read_targets(src)
+        with np.load(folder / f"predictions_{split}.npz") as file:
+            energy = dict(zip(file["ids"].tolist(), file["energy"].tolist(), strict=True))
+        candidates: dict[str, dict[str, Candidate]] = {name: {} for name in targets}
+        for sid, (system, config) in places.items():
+            candidates[system][config] = Candidate(energy[sid], targets[system][config])
+        out[split] = (candidates, targets)
+    return out
 
 
 def dense_references(spec: RunSpec) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ocp_faenet.adapters.conservation_probe import conservation_of
+from ocp_faenet.adapters.dense_residual import Runs, adsorbates_of, dense_difference
 from ocp_faenet.adapters.dense_saving import saving_of
 from ocp_faenet.adapters.dense_study import dense_of, dense_references
 from ocp_faenet.adapters.depth import last_layer_diversity, layers_diversity
 from ocp_faenet.adapters.runs import RunSpec, write_json
 from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
+from ocp_faenet.metrics.bootstrap import Estimate
 
 #: Looks at a finished run: its spec and its result (``checkpoint`` holds the path of the
 #: weights). Returns numbers by the name that the table gives them, units included.
@@ -26,11 +28,15 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "mad": (last_layer_diversity, 1),
     "layers": (layers_diversity, 1),
     "dense": (dense_of, 1),
+    "adsorbates": (adsorbates_of, 1),
     "saving": (saving_of, 1),
 }
 
 #: Rows that need no run, of measurements that have some: ``label``, ``splits`` and ``measured``.
 REFERENCES: dict[str, Callable[[RunSpec], list[dict[str, Any]]]] = {"dense": dense_references}
+
+#: What sets two rows apart, of measurements that can say so system by system.
+DIFFERENCES: dict[str, Callable[[Runs, Runs], dict[str, Estimate]]] = {"dense": dense_difference}
 
 
 def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -> dict[str, float]:

@@ -85,7 +85,8 @@ class StudyPlan(BaseModel):
         title: of table and picture.
         config: YAML of every variant that names no other, relative to the study's file.
         data: data set that the study makes for itself where ``--data`` names none.
-        prepare: what is made of the data set first: the splits of its dense set.
+        prepare: what is made of the data set first: the splits of its dense set, or these and the
+            fine-tuning systems mixed with the IS2RE training set.
         task: folder of the LMDBs below the data set, ``is2re`` or ``s2ef``.
         evaluate: folder of the splits' LMDBs below the data set, ``task`` where it is absent.
         splits: on which the final weights are evaluated, in the table's order.
@@ -98,6 +99,7 @@ class StudyPlan(BaseModel):
         measurements: of `ocp_faenet.adapters.measurements`, made of every checkpoint.
         stages: runs that variants may start from.
         variants: the rows.
+        differences: pairs of variants, the first set against the second, system by system.
         curve: what ``--curve`` draws.
     """
 
@@ -105,7 +107,7 @@ class StudyPlan(BaseModel):
     title: str
     config: str
     data: Literal["charges"] | None = None
-    prepare: Literal["dense"] | None = None
+    prepare: Literal["dense", "dense_mixed"] | None = None
     task: str = "is2re"
     evaluate: str | None = None
     splits: tuple[str, ...] = SPLITS
@@ -117,6 +119,7 @@ class StudyPlan(BaseModel):
     measurements: tuple[str, ...] = ()
     stages: dict[str, Stage] = {}
     variants: dict[str, Variant] = Field(min_length=1)
+    differences: tuple[tuple[str, str], ...] = ()
     curve: Curve | None = None
 
     @model_validator(mode="after")
@@ -125,6 +128,13 @@ class StudyPlan(BaseModel):
         drawn = {variant for points in series.values() for variant in points}
         if unknown := sorted(drawn - set(self.variants)):
             raise ValueError(f"curve: no variant {unknown[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _differences_are_of_variants(self) -> StudyPlan:
+        named = {name for pair in self.differences for name in pair}
+        if unknown := sorted(named - set(self.variants)):
+            raise ValueError(f"differences: no variant {unknown[0]!r}")
         return self
 
     def measurements_of(self, variant: str) -> tuple[str, ...]:

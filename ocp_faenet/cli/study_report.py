@@ -173,8 +173,32 @@ def sentence_of(report: Mapping[str, Any]) -> str:
 
 
 def markdown_of(report: Mapping[str, Any]) -> str:
-    """Table and sentence."""
-    return f"{table_of(report)}\n\n{sentence_of(report)}"
+    """Table and sentence, and a table of differences where there are some."""
+    text = f"{table_of(report)}\n\n{sentence_of(report)}"
+    return f"{text}\n\n{differences_of(report)}" if report.get("differences") else text
+
+
+def differences_of(report: Mapping[str, Any]) -> str:
+    """The table of what sets rows apart, with 95 % intervals."""
+    rows = report["differences"]
+    names = list(dict.fromkeys(name for row in rows for name in row["values"]))
+    cells = [
+        [row["label"], str(row["seeds"]), *(_with_interval(row["values"][name]) for name in names)]
+        for row in rows
+    ]
+    return (
+        f"{markdown_table(['difference', 'seeds', *names], cells)}\n\n"
+        "Differences on the same systems and seeds, and their 95 % intervals: bootstrap over "
+        "systems, of each the mean over seeds."
+    )
+
+
+def _with_interval(estimate: Mapping[str, float | None]) -> str:
+    mean, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if mean is None or low is None or high is None:
+        return "-"
+    digits = 3 if max(abs(mean), abs(low), abs(high)) < 1 else 1
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def insert(document: str, name: str, text: str, kind: str = "study") -> str:

@@ -10,13 +10,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ocp_faenet.adapters.measurements import MEASUREMENTS, REFERENCES, measure
+from ocp_faenet.adapters.measurements import DIFFERENCES, MEASUREMENTS, REFERENCES, measure
 from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli.output import machine_class
 from ocp_faenet.cli.study_report import report_of
 from ocp_faenet.cli.training import run_study
-from ocp_faenet.data.dense_prepare import prepare_dense
+from ocp_faenet.data.dense_prepare import PREPARATIONS
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,30 @@ class Study:
         ]
         if rows:
             report["references"] = rows
+        if apart := self._differences(results):
+            report["differences"] = apart
         variants = self.whole.variants.items()
         if left := {key: each for key, each in variants if key not in self.plan.variants}:
             report["not_run"] = {key: each.label or key for key, each in left.items()}
         return Outcome(report, self.specs, results, folders)
+
+    def _differences(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Of each pair that was run, by every measurement that can tell rows apart."""
+        runs: dict[str, list[tuple[RunSpec, Mapping[str, Any]]]] = {}
+        for spec, result in zip(self.specs, results, strict=True):
+            runs.setdefault(spec.name, []).append((spec, result))
+        labels = {key: each.label or key for key, each in self.whole.variants.items()}
+        return [
+            {
+                "label": f"{labels[one]} - {labels[other]}",
+                "seeds": min(len(runs[one]), len(runs[other])),
+                "values": {name: each.as_json() for name, each in found.items()},
+            }
+            for one, other in self.plan.differences
+            for name in self.plan.measurements
+            if name in DIFFERENCES and one in runs and other in runs
+            for found in [DIFFERENCES[name](runs[one], runs[other])]
+        ]
 
 
 def ready(file: Path, data: Path | None, changes: Changes, size: str | None = None) -> Study:
@@ -144,7 +164,7 @@ def ready(file: Path, data: Path | None, changes: Changes, size: str | None = No
     )
     data = data or own_data(plan)
     if plan.prepare is not None:
-        prepare_dense(data)
+        PREPARATIONS[plan.prepare](data)
     specs = specs_of(plan, file.parent, data, size)
     asked = {name for key in plan.variants for name in plan.measurements_of(key)}
     if unknown := sorted(asked - set(MEASUREMENTS)):
