@@ -43,10 +43,10 @@ EPOCH, STEPS = 4, 12
 class AccidentLmdb(CheckedLmdbDataset):
     """The plugin's dataset; an accident happens as a loader reads record ``accident.at``.
 
-    Kinds: ``signal`` to this process, ``unlink`` of the file, ``full`` disk (no file may grow
-    beyond ``limit`` bytes), ``room`` on it again, ``gate``: wait until ``file`` exists. With a
-    ``marker`` it happens once, whatever the number of processes that follow each other; with a
-    ``rank``, to that rank alone.
+    Kinds: ``signal`` to this process, with ``group`` to all of its group, ``unlink`` of the file,
+    ``full`` disk (no file may grow beyond ``limit`` bytes), ``room`` on it again, ``gate``: wait
+    until ``file`` exists. With a ``marker`` it happens once, whatever the number of processes that
+    follow each other; with a ``rank``, to that rank alone.
     """
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -72,7 +72,7 @@ class AccidentLmdb(CheckedLmdbDataset):
     def _happen(self, accident: dict[str, Any]) -> None:
         kind = accident["kind"]
         if kind == "signal":
-            os.kill(os.getpid(), accident["signum"])
+            os.kill(0 if accident.get("group") else os.getpid(), accident["signum"])
         elif kind == "unlink":
             Path(self.config["src"]).unlink()
         elif kind == "gate":
@@ -109,19 +109,22 @@ def arguments(config_yml: Path, run_dir: Path, name: str, *more: str) -> list[st
 
 
 def start(
-    given: Sequence[str], log: Path, ranks: int = 1, method: str = "fork"
+    given: Sequence[str], log: Path, ranks: int = 1, method: str = "fork", group: bool = False
 ) -> multiprocessing.process.BaseProcess:
     """What ``ocp-faenet main`` does with a single run, in a child of this process.
 
-    ``method`` ``spawn`` for what does not survive a fork, such as the threads of W&B.
+    ``method`` ``spawn`` for what does not survive a fork, such as the threads of W&B; with
+    ``group`` the child and its own are a process group.
     """
     context: Any = multiprocessing.get_context(method)
-    child = context.Process(target=_child, args=(list(given), log, ranks))
+    child = context.Process(target=_child, args=(list(given), log, ranks, group))
     child.start()
     return child
 
 
-def _child(given: list[str], log: Path, ranks: int) -> None:
+def _child(given: list[str], log: Path, ranks: int, group: bool) -> None:
+    if group:
+        os.setpgrp()
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -133,11 +136,9 @@ def _child(given: list[str], log: Path, ranks: int) -> None:
     run_here(job.config, ranks)
 
 
-def run(
-    given: Sequence[str], log: Path, ranks: int = 1, limit: float = 400, method: str = "fork"
-) -> int:
-    """Exit code of `start`; a signal's number is negative."""
-    child = start(given, log, ranks, method)
+def run(given: Sequence[str], log: Path, ranks: int = 1, limit: float = 400, **how: Any) -> int:
+    """Exit code of `start`, which takes ``how``; a signal's number is negative."""
+    child = start(given, log, ranks, **how)
     child.join(limit)
     if child.is_alive():
         child.kill()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +16,8 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, load_config, new_trainer_context
 from fairchem.core.models.base import HydraModel
 from fairchem.core.modules.scheduler import LRScheduler
+
+from plugin_fixtures import checkpoint, one_thread
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -109,6 +114,35 @@ def test_one_training_step(name, tiny_data, tmp_path):
         assert all(torch.isfinite(value).all() for value in after.values())
         learns = config["model"]["name"] != "ocp_faenet.Baseline"
         assert learns == any(not torch.equal(value, before[key]) for key, value in after.items())
+
+
+@pytest.mark.slow
+def test_a_published_configuration_as_it_stands(tiny_data, tmp_path):
+    """The stock command in a fresh process: its worker processes, batch size and logger.
+
+    All other tests load their data in the process that trains.
+    """
+    name = CONFIGS / "oc20" / "is2re" / "10k" / "faenet.yml"
+    for place, split in (("10k/train", "train"), ("all/val_id", "val_id")):
+        folder = tmp_path / "data" / "is2re" / place
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(tiny_data / "is2re" / split)
+    command = [str(Path(sys.executable).with_name("fairchem")), "--mode=train", "--cpu"]
+    command += [f"--config-yml={name}", "--timestamp-id=run", "--optim.max_epochs=1"]
+    command += ["--dataset.test.src=data/is2re/all/val_id/data.lmdb"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=one_thread(), capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    saved = checkpoint(tmp_path, "run")
+    assert saved["step"] == 1
+    published = load(name)["optim"] | {"max_epochs": 1}
+    assert published["num_workers"] > 0
+    assert saved["config"]["optim"] == published
+    assert list((tmp_path / "logs" / "wandb" / "run").rglob("*.wandb"))
+    with np.load(tmp_path / "results" / "run" / "ocp_predictions.npz") as file:
+        assert len(set(file["ids"].tolist())) == 16
+        assert np.isfinite(file["energy"]).all()
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -143,9 +143,11 @@ def check_own_relaxations(
     assert sum(map(len, ends.values())) == len(positions)
 
 
-def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path):
+def test_energies_and_relaxations_of_a_split(tiny_data, prepared, tmp_path, monkeypatch):
     energy = small(tmp_path, tiny_data, "oc20_dense/emt/faenet.yml", "is2re")
     weights = checkpoint(energy, tmp_path / "energy", prepared / "id" / "data.lmdb")
+    energy.write_text(energy.read_text() + "logger: wandb\n")  # as configurations of OC20 have it
+    monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("W&B is asked for a run"))
     args = ["dense", "predict", "--config", energy, "--checkpoint", weights]
     args += ["--splits", prepared, "--only", "id", "--json", tmp_path / "files.json"]
     done = CliRunner().invoke(main, list(map(str, [*args, tmp_path / "out"])))

@@ -59,6 +59,22 @@ def test_a_signal_between_and_a_resume_at_the_same_step(
     assert record(tmp_path, "run")["state"] == "finished"
 
 
+def test_a_signal_to_all_processes_of_a_job_spares_those_that_load(
+    accident_data, undisturbed, tmp_path
+):
+    """SLURM and a shell signal the loader's processes too; PyTorch has them end on SIGTERM."""
+    happens = accident("signal", 3, tmp_path, signum=int(signal.SIGTERM), group=True)
+    optim = {**faults.OPTIM, "num_workers": 2}
+    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens], optim=optim)
+    given = faults.arguments(config, tmp_path, "run")
+    log = tmp_path / "log.txt"
+    assert faults.run(given, log, group=True) == 128 + signal.SIGTERM, log.read_text()[-3000:]
+    assert "Stopped after step" in log.read_text()
+    assert record(tmp_path, "run")["state"] == "stopped"
+    assert faults.run(given, log) == 0, log.read_text()[-3000:]
+    faults.same_weights(tmp_path, "run", undisturbed)
+
+
 def test_a_signal_in_a_validation_has_it_done_again(accident_data, undisturbed, tmp_path):
     # The second of two records, in the first validation.
     happens = accident("signal", 2, tmp_path, signum=int(signal.SIGUSR2))

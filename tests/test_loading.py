@@ -227,8 +227,12 @@ class TestEpoch:
         assert times.loader_rate == pytest.approx(48 / times.loader_cpu)
         assert not hasattr(CheckedLmdbDataset._read, "__wrapped__")  # the stopwatches are gone
 
-    def test_command(self, tiny_data: Path, tmp_path: Path) -> None:
+    def test_command(
+        self, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = self.config(tiny_data, tmp_path)
+        path.write_text(path.read_text().replace("logger: tensorboard", "logger: wandb"))
+        monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("W&B is asked for a run"))
         json_file = tmp_path / "times.json"
         command = ["data", "time", path, "--sample", "6", "--workers", "1", "--json", json_file]
         result = ocp_faenet_command(*command)

@@ -104,6 +104,7 @@ def _run(
         config = build_config(*flags.get_parser().parse_known_args(command))
         # A file may serve both modes: the LMDB of the other one is not asked for.
         config["dataset"].pop({"predict": "relax", "run-relaxations": "test"}[mode], None)
+        config["logger"] = "tensorboard"  # not W&B: predictions are no run of their own
         check_run_config(config)
         try:
             run_here(config, int(values["num-gpus"]), _quiet_rank)

@@ -7,7 +7,9 @@ makes a note while training, and the trainer obeys it where its state is whole.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,11 +28,13 @@ class Interruption:
     def __init__(self) -> None:
         self._leave: Leave | None = None
         self._waiting = False
+        self._signals: list[signal.Signals] = []
         self.signum: int | None = None
 
     def listen(self, signals: list[signal.Signals], leave: Leave) -> None:
         """From now on, ``leave`` is what ``signals`` lead to."""
         self._leave, self._waiting, self.signum = leave, False, None
+        self._signals = list(signals)
         for signum in signals:
             signal.signal(signum, self._handle)
 
@@ -53,6 +57,21 @@ class Interruption:
         if self._leave is not None and self.signum is not None:
             self._leave(self.signum)
 
+    def leave_to_parent(self) -> None:
+        """In a process of a loader: what `listen` named, and SIGTERM, are its parent's to obey.
+
+        SLURM signals all processes of a job, a shell all of a group. PyTorch's loader processes end
+        on any SIGTERM, and the process that trains fails then, wherever it is. Here they end on
+        one that the parent itself sends, as it does where it fails or they hang.
+        """
+        if self._leave is None:
+            return
+        for signum in set(self._signals) - {signal.SIGTERM}:
+            signal.signal(signum, signal.SIG_IGN)
+        # Blocked, and taken by a thread: only so is it known who sent it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_as_the_parent_asks, daemon=True).start()
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         if not self._waiting:
@@ -61,3 +80,14 @@ class Interruption:
 
 #: The one of this process; without `Interruption.listen` it does nothing.
 INTERRUPTION = Interruption()
+
+
+def prepare_loader_process(worker_id: int) -> None:
+    """``worker_init_fn`` of the loaders: see `Interruption.leave_to_parent`."""
+    INTERRUPTION.leave_to_parent()
+
+
+def _end_as_the_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

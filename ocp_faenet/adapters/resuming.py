@@ -14,7 +14,11 @@ from fairchem.core.common import distutils
 from fairchem.core.trainers import OCPTrainer
 
 from ocp_faenet.adapters.checkpoints import is_write_error
-from ocp_faenet.adapters.interruption import INTERRUPTION, RunInterruptedError
+from ocp_faenet.adapters.interruption import (
+    INTERRUPTION,
+    RunInterruptedError,
+    prepare_loader_process,
+)
 from ocp_faenet.adapters.training_log import close_logger
 
 
@@ -25,7 +29,8 @@ class ResumingTrainer(OCPTrainer):
       killed in the middle of writing, or a full disk, leaves the last good checkpoint.
     - A resumed run is the run that was stopped: the scheduler takes the step that the stock
       checkpoint misses, and a validation that a checkpoint came before is done again.
-    - A run that is asked to stop (`interruption`) does so between two steps.
+    - A run that is asked to stop (`interruption`) does so between two steps; the signal does not
+      end the processes of its loaders.
     """
 
     best_val_metric: float | None
@@ -36,6 +41,12 @@ class ResumingTrainer(OCPTrainer):
         self._validated: tuple[int, Any] | None = None
         self._resumed = self._stopped = False
         super().load(inference_only)
+
+    def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
+        """The stock loader, whose processes leave signals to this one."""
+        loader = super().get_dataloader(dataset, sampler, workers)
+        loader.worker_init_fn = prepare_loader_process
+        return loader
 
     def load_checkpoint(
         self,

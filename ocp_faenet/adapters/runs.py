@@ -98,12 +98,17 @@ class RunSpec:
         return same[0] if same else root / f"{self.name}-seed{self.seed}-{key}"
 
     def runnable(self, folder: Path) -> dict[str, Any]:
-        """The configuration as ``fairchem --mode train`` would build it, kept in ``folder``."""
+        """The configuration as ``fairchem --mode train`` would build it, kept in ``folder``.
+
+        Whatever the logger of the configuration, the log stays there too: published ones have W&B,
+        which wants a key, and a measurement is no run that somebody looks for among their own.
+        """
         arguments = ["--mode", "train", "--config-yml", self.config_yml, "--cpu"]
         arguments += ["--run-dir", str(folder), "--timestamp-id", "run", "--seed", str(self.seed)]
         arguments += ["--identifier", self.name, "--print-every", str(LOG_WINDOW)]
         parsed, rest = flags.get_parser().parse_known_args(arguments)
         config: dict[str, Any] = merge_dicts(build_config(parsed, rest), dict(self.overrides))[0]
+        config["logger"] = "tensorboard"
         if self.stage is not None:
             start = checkpoint_of(self.stage.folder(folder.parent))
             del config["model"]["backbone"]  # the host would build a new one
