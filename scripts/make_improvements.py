@@ -6,14 +6,14 @@ Run it when one of these files has changed; a test fails until then.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.output import markdown_table
-from ocp_faenet.cli.study_report import insert, value
+from ocp_faenet.cli.study_report import value
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "improvements.md"
@@ -172,9 +172,7 @@ def _load(results: Path, name: str) -> Any:
 def main() -> None:
     """Rewrite the table in place."""
     text = markdown_of(ROOT / "docs" / "results")
-    temporary = PAGE.with_name(f".{PAGE.name}.tmp")
-    temporary.write_text(insert(PAGE.read_text(), MARKER, text, kind="table"))
-    os.replace(temporary, PAGE)
+    insert_into(PAGE, MARKER, text)
 
 
 if __name__ == "__main__":

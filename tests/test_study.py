@@ -15,7 +15,8 @@ from ocp_faenet.adapters import measurements
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli import main, pictures
-from ocp_faenet.cli.study_report import insert, markdown_of, report_of, value
+from ocp_faenet.cli.documents import insert
+from ocp_faenet.cli.study_report import markdown_of, report_of, value
 from ocp_faenet.cli.study_run import shortened
 
 ROOT = Path(__file__).parent.parent
@@ -241,7 +242,7 @@ def test_numbers_as_text():
     assert value((3e-7, 1e-7)) == "3.0e-07"
     assert value((0.0, 0.0)) == "0.000"
     with pytest.raises(ValueError, match="<!-- study:x -->"):
-        insert("text", "x", "")
+        insert("text", "x", "", "study")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

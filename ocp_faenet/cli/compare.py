@@ -10,11 +10,17 @@ from typing import Any
 
 import click
 
-from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs, write_json
+from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with_epochs
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import DATA, INTO, JOBS, JSON, PATH, runs_in
-from ocp_faenet.cli.output import command_line, machine_class, markdown_table
+from ocp_faenet.cli.output import (
+    command_line,
+    machine_class,
+    markdown_table,
+    write_json,
+    write_text,
+)
 from ocp_faenet.cli.study_report import value
 from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.inventory import relaxed_energies
@@ -121,11 +127,9 @@ def compare(
     text = "\n\n".join([table_of(report), sentence_of(report)])
     click.echo(text)
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_path, report)
     if markdown is not None:
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(text + "\n")
+        write_text(markdown, text + "\n")
     if plot is not None:
         _draw(report, results, plot)
     if into is not None:

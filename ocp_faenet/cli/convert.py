@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import PATH, TABLE_JSON
+from ocp_faenet.cli.output import write_json
 
 
 @click.command()
@@ -81,9 +81,9 @@ def _report(
         click.echo(f"{name:17} {'-' if shown is None else shown}")
     if json_path is not None:
         try:
-            json_path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BadInputError(f"{json_path}: {error.strerror}; {out} is written") from error
+            write_json(json_path, rows)
+        except BadInputError as error:
+            raise BadInputError(f"{error.message}; {out} is written") from error
     for warning in _warnings(options):
         click.echo(f"Note: {warning}", err=True)
 

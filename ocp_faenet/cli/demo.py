@@ -20,9 +20,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ocp_faenet.adapters.curves import read_curves
-from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs, write_json
+from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import DATA, PATH, TABLE_JSON
+from ocp_faenet.cli.output import write_json
 from ocp_faenet.cli.pictures import loss_curve, parity
 from ocp_faenet.data.inventory import relaxed_energies
 from ocp_faenet.metrics.energies import energy_errors, mean_baseline

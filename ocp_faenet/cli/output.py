@@ -60,12 +60,24 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([join(lines[0]), f"| {' | '.join(rule)} |", *map(join, lines[1:])])
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` to a temporary name beside ``path``, then move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary name beside ``path``, then move it there.
+
+    Raises:
+        BadInputError: it cannot be written there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInputError(f"{path}: not written ({error})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_figure(figure: Any, path: Path, dpi: int) -> None:

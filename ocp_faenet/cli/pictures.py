@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
+from ocp_faenet.cli.output import save_figure
+
 Points = Sequence[tuple[float, float]]
 #: Inches: at the 800 pixels of a README, letters of 10 points are 14 pixels high.
 WIDTH = 8.0
@@ -24,12 +24,11 @@ MARKERS = "os^DvpX*h<"
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure to a temporary name, move it to ``path`` and forget it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
-    os.replace(temporary, path)
+    """Write a figure (`save_figure`) and forget it."""
+    try:
+        save_figure(figure, path, dpi=150)
+    finally:
+        plt.close(figure)
 
 
 def loss_curve(train: Points, val: Points, steps_per_epoch: float, path: Path) -> None:
@@ -180,41 +179,6 @@ def _legend_columns(labels: Iterable[str]) -> int:
     """As many as fit beside each other: a letter is about 0.075 inches wide."""
     widths = [0.5 + 0.075 * len(label) for label in labels]
     return max(1, min(len(widths), int(WIDTH / max(widths))))
-
-
-def by_metric(rows: Mapping[str, Mapping[str, Sequence[float]]], title: str, path: Path) -> None:
-    """One panel a quantity, one line a row: for studies with a single split.
-
-    Args:
-        rows: label, then quantity with its unit: mean and standard deviation, where there is one.
-        title: above all panels.
-        path: of the PNG.
-    """
-    names = list(dict.fromkeys(name for values in rows.values() for name in values))
-    columns = min(len(names), 4)
-    lines = -(-len(names) // columns)
-    height = 1.0 + lines * (0.7 + 0.27 * len(rows))
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(WIDTH, height), sharey=True, squeeze=False, layout="constrained"
-    )
-    for panel, name in zip(axes.flat, names, strict=False):
-        for place, values in enumerate(rows.values()):
-            if name in values:
-                mean, std = values[name]
-                style = {"fmt": MARKERS[place % 10], "ms": 5, "capsize": 2, "color": colour(place)}
-                panel.errorbar(mean, place, xerr=std, **style)
-        panel.set_title(textwrap.fill(name, 22), fontsize=9)
-        panel.xaxis.set_major_locator(ticker.MaxNLocator(4, min_n_ticks=2))
-        panel.tick_params(labelsize=8)
-        panel.grid(axis="x", color="0.9", lw=0.6)
-        panel.set_axisbelow(True)
-    for panel in axes.flat[len(names) :]:
-        panel.set_visible(False)
-    labels = [textwrap.fill(label, 30) for label in rows]
-    axes[0][0].set_yticks(range(len(rows)), labels, fontsize=8)
-    axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
 
 
 def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
+from ocp_faenet.cli.documents import insert_into, with_table
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import JOBS, PATH, runs_in
-from ocp_faenet.cli.output import machine_class, write_json
+from ocp_faenet.cli.output import machine_class, write_json, write_text
 from ocp_faenet.cli.report_plan import Setting, estimate, missing
 from ocp_faenet.cli.report_sections import SECTIONS
-from ocp_faenet.cli.study_report import insert
 from ocp_faenet.data.places import SIZES
 
 
@@ -72,7 +72,8 @@ def report(
     chosen = _chosen(only)
     if not data.is_dir():
         raise BadInputError(f"--data {data}: no such folder; `ocp-faenet data emt {data}` makes it")
-    _check_document(into)
+    if into is not None:
+        with_table(into, "report", "")  # before anything is run
     command = f"ocp-faenet report --budget {budget}"
     command += "" if only is None else f" --only {','.join(chosen)}"
     command += "" if size is None else f" --size {size}"
@@ -97,7 +98,7 @@ def report(
         content["sections"][name] = made
         failed |= not ok
         write_json(out / "report.json", content)  # what is there so far, whatever comes
-        _write(out / "report.md", page_of(content))
+        write_text(out / "report.md", page_of(content))
     click.echo(f"{out / 'report.md'}")
     if into is not None:
         _keep(content, out, into)
@@ -133,19 +134,6 @@ def _chosen(only: str | None) -> list[str]:
     return [name for name in SECTIONS if name in asked]
 
 
-def _check_document(document: Path | None) -> None:
-    """Before anything is run: its markers are there.
-
-    Raises:
-        BadInputError: they are not, or the document is not.
-    """
-    try:
-        if document is not None:
-            insert(document.read_text(), "report", "", kind="table")
-    except (ValueError, OSError) as error:
-        raise BadInputError(f"--into {document}: {error}") from error
-
-
 def _keep(content: Mapping[str, Any], out: Path, document: Path) -> None:
     """Sections into the document, pictures and numbers beside it."""
     pictures = document.parent / "images" / "report"
@@ -156,8 +144,7 @@ def _keep(content: Mapping[str, Any], out: Path, document: Path) -> None:
             shutil.copyfile(out / name, temporary)
             os.replace(temporary, pictures / name)
     write_json(document.parent / "results" / "report.json", content)
-    text = sections_of(content, "images/report/")
-    _write(document, insert(document.read_text(), "report", text, kind="table"))
+    insert_into(document, "report", sections_of(content, "images/report/"))
 
 
 def _section(name: str, setting: Setting, reason: str | None) -> tuple[dict[str, Any], bool]:
@@ -171,9 +158,3 @@ def _section(name: str, setting: Setting, reason: str | None) -> tuple[dict[str,
     except (BadInputError, ValueError, OSError) as error:
         click.echo(f"{name}: left out: {error}", err=True)
         return {"left_out": str(error)}, False
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

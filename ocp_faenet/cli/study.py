@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from ocp_faenet.cli.documents import insert_into, with_table
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import INTO, JOBS, JSON, PATH, runs_in
 from ocp_faenet.cli.output import write_json
 from ocp_faenet.cli.study_budget import budget_of
-from ocp_faenet.cli.study_report import insert, markdown_of
+from ocp_faenet.cli.study_report import markdown_of
 from ocp_faenet.cli.study_run import Changes, ready
 
 
@@ -59,10 +60,10 @@ def study(
         chosen = ready(file, data, Changes(seeds, epochs, sample, asked))
         if curve is not None and chosen.plan.curve is None:
             raise ValueError(f"--curve {curve}: {file} has no curve; see docs/studies.md")
-        if into is not None:
-            insert(into.read_text(), file.stem, "")
     except (ValueError, OSError) as error:
         raise BadInputError(str(error)) from error
+    if into is not None:
+        with_table(into, file.stem, "", "study")  # before anything is run
     if budget:
         click.echo(budget_of(chosen.specs, runs))
         return
@@ -76,7 +77,7 @@ def study(
     if curve is not None:
         _draw_curve(report, curve)
     if into is not None:
-        into.write_text(insert(into.read_text(), file.stem, markdown_of(report)))
+        insert_into(into, file.stem, markdown_of(report), "study")
 
 
 def _draw(report: Mapping[str, Any], results: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -199,19 +198,3 @@ def _with_interval(estimate: Mapping[str, float | None]) -> str:
         return "-"
     digits = 3 if max(abs(mean), abs(low), abs(high)) < 1 else 1
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def insert(document: str, name: str, text: str, kind: str = "study") -> str:
-    """``document`` with what stands between a table's two markers replaced by ``text``.
-
-    The markers are ``<!-- study:NAME -->`` and ``<!-- /study:NAME -->``, each on its line; tables
-    that no study made have ``table`` for ``study``.
-
-    Raises:
-        ValueError: the document lacks the markers.
-    """
-    begin, end = f"<!-- {kind}:{name} -->", f"<!-- /{kind}:{name} -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(document):
-        raise ValueError(f"no lines {begin} and {end}")
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import PATH, TABLE_JSON
+from ocp_faenet.cli.output import write_json
 from ocp_faenet.data.inventory import inventory
 from ocp_faenet.metrics import submission as files
 from ocp_faenet.metrics.submission import (
@@ -210,7 +210,7 @@ def _report(
         )
     if json_path is not None:
         content = {"task": task.value, "splits": rows, "problems": found}
-        json_path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(json_path, content)
     if found:
         more = f" (and {len(found) - 1} more faults)" if len(found) > 1 else ""
         raise BadInputError(f"{subject}: {found[0]}{more}")

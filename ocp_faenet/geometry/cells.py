@@ -10,8 +10,8 @@ from torch import Tensor
 
 Periodicity = bool | Sequence[bool] | Tensor
 
-_FLAT = 1e-8
-"""Volume over the product of the edge lengths under which a cell counts as flat."""
+#: Volume over the product of the edge lengths under which a cell counts as flat.
+FLAT = 1e-8
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _check_volume(rows: Tensor, strengths: Tensor, periodic: Tensor) -> None:
     volume = torch.where(used, strengths, 1.0).prod(1)  # (B,) Å^rank
     lengths = torch.linalg.vector_norm(rows, dim=2)
     size = torch.where(periodic, lengths, 1.0).prod(1)
-    bad = (~(volume > _FLAT * size)).nonzero().flatten().tolist()
+    bad = (~(volume > FLAT * size)).nonzero().flatten().tolist()
     if bad:
         axes = [name for name, on in zip("abc", periodic[bad[0]].tolist(), strict=True) if on]
         raise ValueError(

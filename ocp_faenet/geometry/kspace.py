@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Volume over the product of the edge lengths under which a cell counts as flat.
-FLAT = 1e-8
+from ocp_faenet.geometry.cells import FLAT
 
 
 class CellError(ValueError):

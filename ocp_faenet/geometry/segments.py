@@ -35,10 +35,3 @@ def segment_mean(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Mean of the rows of each segment; an empty segment gives zeros. Shapes as `segment_sum`."""
     count = segment_count(index, num_segments).clamp(min=1)
     return segment_sum(values, index, num_segments) / count.unsqueeze(-1).to(values.dtype)
-
-
-def segment_offsets(index: Tensor, num_segments: int) -> Tensor:
-    """Start of each segment in a *sorted* ``index``: ``(S + 1,)`` int64, CSR row pointers."""
-    offsets = index.new_zeros(num_segments + 1)
-    torch.cumsum(segment_count(index, num_segments), 0, out=offsets[1:])
-    return offsets
