@@ -11,15 +11,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 
+from ocp_faenet.adapters.host_model import batches, open_model, open_records, to_batch
 from ocp_faenet.adapters.measurements import MEASUREMENTS
 from ocp_faenet.adapters.runs import RunSpec
-from ocp_faenet.adapters.symmetry import (
-    batches,
-    open_model,
-    open_records,
-    to_batch,
-    validation_errors,
-)
+from ocp_faenet.adapters.symmetry import validation_errors
 from ocp_faenet.cli import main
 from plugin_fixtures import TINY, slab_record, write_lmdb
 

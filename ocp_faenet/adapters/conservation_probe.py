@@ -16,14 +16,14 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from fairchem.core import OCPCalculator
 
-from ocp_faenet.adapters.runs import RunSpec
-from ocp_faenet.adapters.symmetry import (
+from ocp_faenet.adapters.host_model import (
     HostModel,
     as_seen,
     batches,
     open_model,
     open_records,
 )
+from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.metrics.conservation import drift, random_path, work
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.transforms import joined

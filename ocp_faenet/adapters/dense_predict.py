@@ -14,10 +14,10 @@ import numpy as np
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 
+from ocp_faenet.adapters.host_model import read_checkpoint
 from ocp_faenet.adapters.launch import RankDiedError, run_here
 from ocp_faenet.adapters.preflight import check_run_config
 from ocp_faenet.adapters.runner import run
-from ocp_faenet.adapters.symmetry import read_checkpoint
 from ocp_faenet.data.dense_membership import plain_id
 from ocp_faenet.data.edges import pack_edges
 from ocp_faenet.data.generate import write_folder

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from fairchem.core.datasets import data_list_collater
 
+from ocp_faenet.adapters.host_model import open_model, open_records
 from ocp_faenet.adapters.relaxation import resumable_relax
 from ocp_faenet.adapters.runs import RunSpec
-from ocp_faenet.adapters.symmetry import open_model, open_records
 from ocp_faenet.data.dense_oracle import follow, potential_of
 from ocp_faenet.data.dense_prepare import SPLITS
 from ocp_faenet.data.reader import open_lmdb

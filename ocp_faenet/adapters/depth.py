@@ -10,8 +10,8 @@ import torch
 from fairchem.core.datasets import data_list_collater
 from torch import Tensor
 
+from ocp_faenet.adapters.host_model import HostModel, open_model, open_records
 from ocp_faenet.adapters.runs import RunSpec
-from ocp_faenet.adapters.symmetry import HostModel, open_model, open_records
 from ocp_faenet.adapters.unpack import unpack
 from ocp_faenet.metrics.diversity import mean_average_distance
 from ocp_faenet.models.backbone import FAENetBackbone

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ocp_faenet.adapters.symmetry import batches, open_model, open_records
+from ocp_faenet.adapters.host_model import batches, open_model, open_records
 
 
 def predict_lmdb(

@@ -35,6 +35,11 @@ class Job:
     config: dict[str, Any]
     varied: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def description(self) -> str:
+        """What the sweep gives this run, in words; nothing for a run alone."""
+        return describe(self.varied)
+
 
 def read_sweep(path: Path) -> dict[str, list[Any]]:
     """Values by dotted key, in the order of the file.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ocp_faenet.adapters.host_model import HostModel, as_seen, batches, open_model, open_records
 from ocp_faenet.adapters.runs import RunSpec
-from ocp_faenet.adapters.symmetry import HostModel, as_seen, batches, open_model, open_records
 from ocp_faenet.geometry.rotations import random_rotations_about_z
 from ocp_faenet.metrics.symmetry import SymmetryTable, symmetry_errors
 from ocp_faenet.models import transforms

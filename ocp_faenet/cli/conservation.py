@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from ocp_faenet.adapters.conservation_probe import ProbeSettings, probe
-from ocp_faenet.adapters.symmetry import quiet_host
+from ocp_faenet.adapters.host_model import quiet_host
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json

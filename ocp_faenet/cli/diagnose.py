@@ -64,7 +64,7 @@ def depth(
 
 def _layers(path: Path, src: Path, limit: int, batch_size: int) -> dict[str, Any]:
     from ocp_faenet.adapters import depth as host
-    from ocp_faenet.adapters.symmetry import quiet_host
+    from ocp_faenet.adapters.host_model import quiet_host
 
     quiet_host()
     try:

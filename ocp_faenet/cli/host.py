@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def _check(jobs: Sequence[Job], here: bool) -> None:
 
 def _print_grid(jobs: Sequence[Job], json_path: Path | None) -> None:
     for job in jobs:
-        click.echo(f"# {job.run_id}: {_described(job.varied) or 'as configured'}")
+        click.echo(f"# {job.run_id}: {job.description or 'as configured'}")
         click.echo(yaml.safe_dump(job.config, sort_keys=False, default_flow_style=False))
     click.echo(f"{len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}, none started (--dry-run)")
     if json_path is not None:
@@ -142,7 +142,7 @@ def _submit(jobs: Sequence[Job], parsed: Any, requeues: int, signal_delay: int) 
         raise BadInputError(str(error)) from None
     write_manifest(parsed.logdir, jobs, numbers)
     rows = [
-        [number, job.run_id, _described(job.varied) or "-", str(parsed.logdir / number)]
+        [number, job.run_id, job.description or "-", str(parsed.logdir / number)]
         for number, job in zip(numbers, jobs, strict=True)
     ]
     click.echo(markdown_table(["job", "run", "varied", "output"], rows))
@@ -162,7 +162,7 @@ def _run(jobs: Sequence[Job], parsed: Any) -> None:
         return
 
     def tell(index: int, job: Job) -> None:
-        click.echo(f"Run {index + 1} of {len(jobs)}: {job.run_id} ({_described(job.varied)})")
+        click.echo(f"Run {index + 1} of {len(jobs)}: {job.run_id} ({job.description})")
 
     failed = launch.run_in_turn(jobs, parsed.num_gpus, tell)
     click.echo(f"{len(jobs) - len(failed)} of {len(jobs)} runs finished")
@@ -206,7 +206,3 @@ def _collect(logdir: Path, json_path: Path | None) -> None:
 
 def _number(value: Any, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _described(varied: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in varied.items())

@@ -10,7 +10,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from ocp_faenet.adapters import symmetry as host
+from ocp_faenet.adapters import host_model as host
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import JSON, PATH
 from ocp_faenet.cli.output import machine_class, markdown_table, write_json
