@@ -198,6 +198,8 @@ def test_which_adsorbates_fail_and_how(prepared, tmp_path):
     for name, count in counts.items():
         assert found[f"{name} ({count}) SR %"] == found[f"{name} ({count}) valid %"] == 0.0
         assert found[f"{name} ({count}) found %"] == 100.0
+        assert found[f"{name} ({count}) mean error (eV)"] == pytest.approx(0.3)
+    assert found[f"known adsorbates ({known}) mean error (eV)"] == 0.0
     # What is off by the same for all systems of an adsorbate is known from the others.
     helped = sum(count for count in counts.values() if count > 1)
     assert helped > 0

@@ -31,8 +31,9 @@ def adsorbates_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
 
     For the known adsorbates together and for each new one: the success rate, and the shares of
     systems whose chosen configuration is *valid* (predicted within 0.1 eV of its own target) and
-    *found* (its target within 0.1 eV of the minimum). Last the success rate on new adsorbates if
-    the model knew, for each of them, the mean error of its *other* systems, and took it off.
+    *found* (its target within 0.1 eV of the minimum), and the mean over systems of their mean
+    error. Last the success rate on new adsorbates if the model knew, for each of them, the mean
+    error of its *other* systems, and took it off.
 
     Raises:
         ValueError: a split whose records have no ``system_id``, or a data set without the mapping.
@@ -50,6 +51,7 @@ def adsorbates_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
         label = f"{group} ({len(systems)})"
         for name, values in _conditions(systems).items():
             columns[f"{label} {name} %"] = 100.0 * float(np.mean(values))
+        columns[f"{label} mean error (eV)"] = float(np.mean(_offsets(systems)))
         if group != KNOWN:
             corrected += [_conditions([each])["SR"][0] for each in _without_offset(systems)]
     if corrected:
@@ -76,14 +78,21 @@ def _conditions(
     return out
 
 
+def _offsets(
+    systems: Sequence[tuple[Mapping[str, Candidate], Mapping[str, float]]],
+) -> list[float]:
+    """Mean error of each system's predictions, eV."""
+    return [
+        float(np.mean([each.predicted - targets[name] for name, each in candidates.items()]))
+        for candidates, targets in systems
+    ]
+
+
 def _without_offset(
     systems: Sequence[tuple[Mapping[str, Candidate], Mapping[str, float]]],
 ) -> Iterator[tuple[dict[str, Candidate], Mapping[str, float]]]:
     """Predictions less the mean error of the other systems, each counting once."""
-    offsets = [
-        float(np.mean([each.predicted - targets[name] for name, each in candidates.items()]))
-        for candidates, targets in systems
-    ]
+    offsets = _offsets(systems)
     for place, (candidates, targets) in enumerate(systems):
         others = offsets[:place] + offsets[place + 1 :]
         shift = float(np.mean(others)) if others else 0.0

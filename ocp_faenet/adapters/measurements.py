@@ -28,7 +28,7 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "mad": (last_layer_diversity, 1),
     "layers": (layers_diversity, 1),
     "dense": (dense_of, 1),
-    "adsorbates": (adsorbates_of, 1),
+    "adsorbates": (adsorbates_of, 2),
     "saving": (saving_of, 1),
 }
 
