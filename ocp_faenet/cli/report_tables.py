@@ -91,7 +91,7 @@ def render_table2(content: Mapping[str, Any]) -> str:
             markdown_table(header, rows),
             sentence_of(study)
             + " SR: the configuration of lowest predicted energy is predicted within 0.1 eV of its "
-            "own target, which is within 0.1 eV of the system's minimum. *FAENet-ft* has seen "
+            "own target, and no more than 0.1 eV above the system's minimum. *FAENet-ft* has seen "
             "systems of the ID split.",
             f'{theirs["where"]} of "{theirs["source"]}":',
             markdown_table(header, own),
