@@ -92,8 +92,8 @@ def relax_split(
             for place, (energy, pos, forces) in zip(places, parts, strict=True):
                 record = stored[place]
                 positions = whole_structure(record, pos.detach().double().numpy())
-                calm = max_force(forces.detach().numpy()) <= fmax
-                moved = ModelEnd(record, float(energy), positions, calm)
+                converged = max_force(forces.detach().numpy()) <= fmax
+                moved = ModelEnd(record, float(energy), positions, converged)
                 ends.setdefault(str(record["system_id"]), []).append(moved)
     for own in ends.values():
         own.sort(key=lambda each: (each.energy, str(each.record["config_id"])))

@@ -69,7 +69,7 @@ def oracle(
     rows = _rows(found, top_k)
     click.echo(_table(rows, list(found.ends)))
     click.echo(f"{len(every)} systems, {total} configurations; EMT to 0.03 eV/Å")
-    for start, reasons in found.odd.items():
+    for start, reasons in found.anomalies.items():
         one = each_candidate(found.ends[start])
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         click.echo(
@@ -77,7 +77,7 @@ def oracle(
             f"{one['median']:.0f}); {listed or 'no anomaly'}"
         )
     if json_path is not None:
-        content = {"systems": len(every), "rows": rows, "anomalies": found.odd}
+        content = {"systems": len(every), "rows": rows, "anomalies": found.anomalies}
         content["each"] = {start: each_candidate(ends) for start, ends in found.ends.items()}
         write_json(json_path, {**content, "machine": machine_class()})
 
@@ -88,12 +88,12 @@ class OracleReport:
 
     Attributes:
         ends: of each system, by where it started: ``initial`` and, if there are any, ``model``.
-        odd: how many ends count for nothing, by reason, likewise.
+        anomalies: how many ends count for nothing, by reason, likewise.
         calls: of all configurations of all systems from the initial structures.
     """
 
     ends: dict[str, list[Ends]]
-    odd: dict[str, Counter[str]] = field(default_factory=dict)
+    anomalies: dict[str, Counter[str]] = field(default_factory=dict)
     calls: int = 0
 
 
@@ -132,7 +132,7 @@ def _progressed(done: Followed, progress: Callable[[int], Any]) -> Followed:
 
 def _take(out: OracleReport, start: str, done: Sequence[Followed], lowest: float) -> None:
     out.ends[start].append(Ends([d.calls for d in done], [d.energy for d in done], lowest))
-    out.odd[start].update(reason for each in done for reason in each.reasons)
+    out.anomalies[start].update(reason for each in done for reason in each.reasons)
 
 
 def _rows(found: OracleReport, top_k: int) -> list[dict[str, Any]]:

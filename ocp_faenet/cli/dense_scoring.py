@@ -79,13 +79,13 @@ class Proposed:
         joined: the candidates.
         basis: of their reference energies.
         missing: configurations without a prediction, which count as failures.
-        odd: structures that EMT refused, by reason.
+        anomalies: structures that EMT refused, by reason.
     """
 
     joined: inputs.Joined
     basis: Basis
     missing: int
-    odd: dict[str, int] = field(default_factory=dict)
+    anomalies: dict[str, int] = field(default_factory=dict)
 
 
 def evaluated(asked: Asked) -> Report:
@@ -117,7 +117,7 @@ def evaluated(asked: Asked) -> Report:
         found.basis,
         found.missing,
         found.joined.left_out,
-        found.odd,
+        found.anomalies,
     )
 
 
@@ -152,7 +152,7 @@ def _predicted(asked: Asked, known: Known) -> Proposed:
     if checked is None:
         return Proposed(joined, basis, missing)
     _count_calls(joined, checked)
-    return Proposed(joined, basis, missing, dict(checked.odd))
+    return Proposed(joined, basis, missing, dict(checked.anomalies))
 
 
 def _references(asked: Asked, known: Known) -> tuple[inputs.Targets | None, Basis, Checked | None]:

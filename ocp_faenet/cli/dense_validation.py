@@ -24,12 +24,12 @@ class Checked:
         energies: adsorption energies in eV by system and configuration, of those that are valid
             structures.
         calls: evaluations of energy and forces that each of the best-ranked took.
-        odd: how many were left out by reason: an anomaly, or a relaxation without an end.
+        anomalies: how many were left out by reason: an anomaly, or a relaxation without an end.
     """
 
     energies: dict[str, dict[str, float]] = field(default_factory=dict)
     calls: dict[str, dict[str, int]] = field(default_factory=dict)
-    odd: Counter[str] = field(default_factory=Counter)
+    anomalies: Counter[str] = field(default_factory=Counter)
 
 
 def check_by_emt(
@@ -66,7 +66,7 @@ def check_by_emt(
     out = Checked({name: {} for name in wanted}, {name: {} for name in wanted})
     for system, proposal in tqdm(chosen, desc="EMT", file=sys.stderr):
         try:
-            energy, calls = _energy(proposal, bool(relaxed), out.odd)
+            energy, calls = _energy(proposal, bool(relaxed), out.anomalies)
         except ValueError as error:
             raise BadInputError(str(error)) from error
         out.calls[system][proposal.config] = calls
@@ -75,12 +75,14 @@ def check_by_emt(
     return out
 
 
-def _energy(proposal: Proposal, as_it_is: bool, odd: Counter[str]) -> tuple[float | None, int]:
+def _energy(
+    proposal: Proposal, as_it_is: bool, anomalies: Counter[str]
+) -> tuple[float | None, int]:
     """Energy in eV, ``None`` for an anomaly, and EMT's calls."""
     if not as_it_is:
         done = follow(proposal.record, proposal.start)
-        odd.update(done.reasons)
+        anomalies.update(done.reasons)
         return done.energy, done.calls
     reasons = anomalies_of(proposal.record, proposal.structure)
-    odd.update(reasons)
+    anomalies.update(reasons)
     return None if reasons else adsorption_energy(proposal.record, proposal.structure), 1

@@ -11,8 +11,6 @@ an ambiguity sets in: no choice of finitely many frames is (Dym et al., arXiv 24
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -159,8 +157,3 @@ def _with_flips(frames: Tensor, flips: list[bool], proper: bool) -> Tensor:
     fixed = torch.tensor([not flip for flip in flips], device=frames.device)
     patterns = patterns[(patterns[:, fixed] > 0).all(-1)]
     return (frames.unsqueeze(1) * patterns.unsqueeze(-2)).flatten(0, 1)
-
-
-def least_common_multiple(counts: list[int]) -> int:
-    """Smallest number of frames that repeats each of ``counts`` evenly."""
-    return math.lcm(*counts)

@@ -158,7 +158,7 @@ class FAENetConfig:
         if self.ewald is not None:
             self.ewald.check_periodicity(self.use_pbc)
             if self.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE):
-                self.ewald.check_frames(self.frame_source.value)
+                self.ewald.check_frames(self.frame_source)
         self.first_dropout_layer()
 
     def _check_frames(self) -> None:
@@ -169,7 +169,6 @@ class FAENetConfig:
                     f"{name}: {getattr(self, name).value!r} needs frame_averaging 2D or 3D, "
                     f"which is {self.frame_averaging and self.frame_averaging.value!r}"
                 )
-
         self._check_learned()
 
     def _check_learned(self) -> None:

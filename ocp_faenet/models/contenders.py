@@ -40,16 +40,7 @@ def without_tag_0(graph: AtomGraph) -> AtomGraph:
     """The structures without their subsurface atoms (PhAST's remove-tag-0)."""
     if graph.tags is None:
         raise ValueError("tags: needed to remove subsurface atoms")
-    keep = graph.tags > 0
-    number = torch.cumsum(keep, 0) - 1
-    source, target = graph.edge_index
-    edges = keep[source] & keep[target]
-    offsets = None if graph.cell_offsets is None else graph.cell_offsets[edges]
-    return AtomGraph.build(
-        graph.positions[keep], graph.atomic_numbers[keep], graph.batch[keep], graph.num_graphs,
-        number[graph.edge_index[:, edges]], cell=graph.cell, cell_offsets=offsets,
-        tags=graph.tags[keep],
-    )  # fmt: skip
+    return graph.keep_atoms(graph.tags > 0)
 
 
 def faenet_contender(name: str, config: FAENetConfig, device: torch.device | str) -> Contender:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ocp_faenet.models.choices import FrameSource
+
 
 class EwaldForm(Enum):
     """Where wave vectors come from."""
@@ -71,7 +73,7 @@ class EwaldConfig:
             return EwaldForm.BOX
         return EwaldForm.CUTOFF if self.voxel is None else EwaldForm.VOXELS
 
-    def check_frames(self, frame_source: str) -> None:
+    def check_frames(self, frame_source: FrameSource) -> None:
         """Refuse frames that a voxel grid cannot lie in.
 
         Edges are blind to how parts of a structure that none of them joins are turned against
@@ -80,10 +82,10 @@ class EwaldConfig:
         Raises:
             ValueError: names both keys.
         """
-        if self.form is EwaldForm.VOXELS and frame_source != "positions":
+        if self.form is EwaldForm.VOXELS and frame_source is not FrameSource.POSITIONS:
             raise ValueError(
                 f"ewald.voxel: {self.voxel} needs the frame of the whole structure, but "
-                f"frame_source is {frame_source!r}; set frame_source: positions"
+                f"frame_source is {frame_source.value!r}; set frame_source: positions"
             )
 
     def check_periodicity(self, use_pbc: bool) -> None:

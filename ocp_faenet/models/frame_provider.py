@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ocp_faenet.geometry.ambiguity import least_common_multiple
 from ocp_faenet.geometry.rotations import random_rotations, random_rotations_about_z
 from ocp_faenet.models.config import Augmentation
 from ocp_faenet.models.graph import AtomGraph
@@ -39,7 +39,7 @@ class Frames:
         width = self.rotations.shape[1]
         counts = torch.bincount(self.rows) * width  # (B,)
         first = counts.cumsum(0) - counts
-        slots = torch.arange(least_common_multiple(counts.tolist()), device=self.rows.device)
+        slots = torch.arange(math.lcm(*counts.tolist()), device=self.rows.device)
         return first + slots.unsqueeze(-1) % counts
 
     def rectangular(self) -> Tensor:

@@ -59,19 +59,20 @@ def corrupted(
     Raises:
         ValueError: no relaxed positions where they are the target.
     """
-    mask, way = selected.unsqueeze(-1), torch.zeros_like(positions)
+    mask, displacement = selected.unsqueeze(-1), torch.zeros_like(positions)
     if config.target is NoiseTarget.RELAXED:
         if relaxed is None:
             raise ValueError("target: 'relaxed' needs relaxed positions")
         batch = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
-        way = minimum_image(relaxed - positions, cell, batch)
-    target = torch.where(mask, way / config.unit, torch.nan)
-    share, eps = _drawn(positions, config, generator)
-    moved = (config.std * eps + share * way) * mask
-    # The head says (target - x') / unit, and meets `target` with the way already gone added to
-    # it. For `noise` it says eps, which has the opposite sign.
-    gone = moved / config.unit
-    offset = -gone if config.target is NoiseTarget.NOISE else gone
+        displacement = minimum_image(relaxed - positions, cell, batch)
+    target = torch.where(mask, displacement / config.unit, torch.nan)
+    g, eps = _drawn(positions, config, generator)
+    moved = (config.std * eps + g * displacement) * mask
+    # The head says (target - x') / unit, and meets `target` with x' - x added to it. For `noise`
+    # it says eps, which has the opposite sign.
+    offset = moved / config.unit
+    if config.target is NoiseTarget.NOISE:
+        offset = -offset
     return NoisyAtoms(positions + moved, target, offset)
 
 
@@ -81,12 +82,12 @@ def _drawn(
     """``g`` and ``eps``; zeros for a structure that stays as it is."""
     if generator is None:
         return 0.0, torch.zeros_like(positions)
-    share, lot = torch.rand(2, generator=generator).tolist()
+    g, draw = torch.rand(2, generator=generator).tolist()
     eps = torch.randn(positions.shape, generator=generator).to(positions)
-    if lot >= config.probability:
+    if draw >= config.probability:
         return 0.0, torch.zeros_like(positions)
     interpolated = config.target is NoiseTarget.RELAXED and config.interpolate
-    return share if interpolated else 0.0, eps
+    return g if interpolated else 0.0, eps
 
 
 def with_noise(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,6 @@ from ocp_faenet.geometry.ambiguity import (
     TIE,
     axial_candidates,
     isotropic_candidates,
-    least_common_multiple,
     tied_frames,
 )
 from ocp_faenet.geometry.clouds import Cloud
@@ -117,7 +118,7 @@ class PrincipalFrames(FrameProvider):
         for index in range(len(usual)):
             part = usual[index]
             if index in sets:
-                count = least_common_multiple([width, len(sets[index])])
+                count = math.lcm(width, len(sets[index]))
                 part = sets[index].repeat(count // len(sets[index]), 1, 1)
             parts.append(part)
             rows += [index] * (len(part) // width)
