@@ -99,7 +99,7 @@ def test_failed_run_is_named(tmp_path, tiny_data):
     bad = spec(tiny_data, model="schnet")
     bad = replace(bad, overrides={**bad.overrides, "model": {"hidden_chanels": 3}})
     with pytest.raises(pool.RunFailedError, match=r"schnet, seed 0: .*hidden_chanels.*log\.txt"):
-        pool.run_cached(bad, tmp_path)
+        pool.run_all([bad], tmp_path)
     assert load_result(bad.folder(tmp_path)) is None
 
 
@@ -109,7 +109,7 @@ def test_a_killed_study_leaves_no_run_behind_and_goes_on(tmp_path, tiny_data):
     checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
     call = "import sys; from pathlib import Path; from ocp_faenet.adapters import pool; "
     call += "from ocp_faenet.adapters.runs import RunSpec; "
-    call += "pool.run_cached(RunSpec.from_json(sys.argv[1]), Path(sys.argv[2]))"
+    call += "pool.run_all([RunSpec.from_json(sys.argv[1])], Path(sys.argv[2]))"
     study = subprocess.Popen([sys.executable, "-c", call, long.to_json(), str(tmp_path)])
     try:
         wait_for(lambda: checkpoint.is_file() and (folder / "progress.json").is_file(), study)

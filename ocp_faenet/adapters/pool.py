@@ -61,11 +61,6 @@ class _Job:
         return result
 
 
-def run_cached(spec: RunSpec, root: Path) -> dict[str, Any]:
-    """The result of one run, from its folder under ``root`` if it is there."""
-    return run_all([spec], root)[0]
-
-
 def run_all(
     specs: Sequence[RunSpec],
     root: Path,

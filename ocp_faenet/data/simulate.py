@@ -35,8 +35,6 @@ MAX_STEPS = 200
 _APART = 1.0  # Å beyond the covalent radii: such a molecule is not followed any further
 _MAX_FORCE = 10.0  # eV/Å; a start with more than this is not relaxed
 _JITTER = 0.1  # Å, spread of the adsorbate around a site
-_TILT_MIN = 0.0
-_TILT = 20.0
 
 
 @dataclass(frozen=True)
