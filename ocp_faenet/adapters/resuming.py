@@ -81,6 +81,7 @@ class ResumingTrainer(OCPTrainer):
         with INTERRUPTION.deferred():
             try:
                 self._repeat_validation(disable_eval_tqdm)
+                self._begin()
                 super().train(disable_eval_tqdm)
             except RunInterruptedError:
                 self._stop()
@@ -174,6 +175,9 @@ class ResumingTrainer(OCPTrainer):
         self.update_best(metric, metrics, disable_eval_tqdm=disable_tqdm)
         if self.scheduler.scheduler_type == "ReduceLROnPlateau":
             self.scheduler.step(metrics=metrics[metric]["metric"])
+
+    def _begin(self) -> None:
+        """What is done just before the first step; nothing here."""
 
     def _stop(self) -> None:
         """A checkpoint, with the metrics of a validation at this very step; then the end."""

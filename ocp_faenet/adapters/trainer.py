@@ -132,8 +132,6 @@ class FAENetTrainer(ResumingTrainer, ConservingTrainer):
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """The stock training; what was skipped is said at its end."""
-        if self._throughput is not None:
-            self._throughput.start()
         super().train(disable_eval_tqdm)
         if not self._stopped:
             report_skipped(self, "train")
@@ -157,6 +155,10 @@ class FAENetTrainer(ResumingTrainer, ConservingTrainer):
         predictions = super().predict(*args, **kwargs)
         report_skipped(self, "test")
         return predictions
+
+    def _begin(self) -> None:
+        if self._throughput is not None:
+            self._throughput.start()
 
     def _compute_metrics(
         self, out: Any, batch: Any, evaluator: Any, metrics: Any = None
