@@ -16,6 +16,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import faults
+import plugin_fixtures as fx
 from ocp_faenet.adapters.runner import wandb_offline_without_key
 
 pytestmark = pytest.mark.slow
@@ -80,7 +81,7 @@ def no_account(monkeypatch, tmp_path):
 def with_auxiliary(config: Path, **metrics: bool) -> None:
     """The run of a file with Noisy Nodes beside energy and forces, at half its weight."""
     content = yaml.safe_load(config.read_text())
-    model = {key: value for key, value in faults.MODEL.items() if key != "name"}
+    model = {key: value for key, value in fx.STOCHASTIC.items() if key != "name"}
     heads = {"energy": "Energy", "forces": "Force", "denoising": "Denoising"}
     content["model"] = {
         "name": "hydra",
