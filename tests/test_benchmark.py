@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from ocp_faenet.cli import benchmark_page, benchmark_run
 from ocp_faenet.cli.benchmark import benchmark
 from ocp_faenet.models.contenders import (
     EWALD,
@@ -135,12 +136,48 @@ def test_verb_reports(tmp_path):
     command = "ocp-faenet benchmark --atoms 5,9 --batch 2 --models 'FAENet, det' --models "
     assert report["command"].startswith(command)
     assert report["command"].endswith(" --repeats 2")
+    assert report["finished"]
     rows = report["rows"]
     assert {(r["model"], r["mode"], r["atoms"]) for r in rows} == {
         (name, mode, n) for name in names for mode in ("inference", "training") for n in (5, 9)
     }
     assert all(r["error"] is None and r["samples_per_second"] > 0 for r in rows)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_measured_outlives_an_interruption(tmp_path, monkeypatch):
+    out, groups = tmp_path / "b.json", []
+
+    def interrupted(*args, **options):
+        if len(groups) == 2:
+            raise KeyboardInterrupt
+        groups.append(args)
+        return measure(*args, **options)
+
+    monkeypatch.setattr(benchmark_run, "measure", interrupted)
+    args = ["--atoms", "5", "--batch", "1,2", "--repeats", "1", "--models", "FAENet, det"]
+    result = CliRunner().invoke(benchmark, [*args, "--json", str(out)])
+    assert result.exit_code == 1
+    report = json.loads(out.read_text())
+    assert not report["finished"]
+    assert [(r["batch"], r["mode"]) for r in report["rows"]] == [(1, "inference"), (1, "training")]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_batches_stand_side_by_side():
+    rows = [
+        {"model": m, "mode": "inference", "atoms": 87, "batch": n, "seconds": s * n, "error": None}
+        for m, s in (("A", 0.01), ("B", 0.2))
+        for n in (1, 256)
+    ]
+    rows[3] |= {"error": "a pass would take about 51 s, more than 30"}
+    machine = {"threads": 1, "name": "x", "peak_gflops": 80}
+    report = {"command": "c", "repeats": 3, "clock": "cpu", "data": "d", "machine": machine}
+    heads, _, *lines = benchmark_page.markdown_of({**report, "rows": rows}).splitlines()[:4]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (heads, *lines)]
+    assert cells == [
+        ["ms a structure", "batch of 1", "batch of 256"], ["A", "10", "10"], ["B", "200", "-"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

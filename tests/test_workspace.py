@@ -72,7 +72,7 @@ def test_two_passes_before_a_backward_pass_keep_apart(shared, monkeypatch):
     monkeypatch.setattr(workspace, "SMALL", 1)
     monkeypatch.setattr(convolution, "SHARED", Workspace() if shared else Broken())
     rows = torch.tensor([0, 1])
-    messages = Messages(rows, 1 - rows, 1 - rows, 2, 2, (2,))
+    messages = Messages(rows, 1 - rows, 1 - rows, 2, (2,))
 
     def out(x, weight):
         fields = (torch.eye(2).to(x), weight[None], torch.zeros(1, 4).to(x), messages.first_row)

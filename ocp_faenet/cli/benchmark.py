@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,20 +13,17 @@ from typing import Any, TypeVar
 import click
 import torch
 from click.core import ParameterSource
-from tqdm import tqdm
 
 from ocp_faenet.cli.benchmark_page import markdown_of
-from ocp_faenet.cli.benchmark_report import row_of, table_of
+from ocp_faenet.cli.benchmark_report import table_of
+from ocp_faenet.cli.benchmark_run import MODES, Maker, Measurement, passes, relaxations
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.models.contenders import all_faenets, usual_faenets
-from ocp_faenet.models.synthetic import oc20_like
-from ocp_faenet.models.timing import Contender, measure, peak_gflops
+from ocp_faenet.models.timing import peak_gflops
 
-Maker = Callable[[torch.device | str], Contender]
 Model = TypeVar("Model")
-MODES = {"inference": False, "training": True}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -84,7 +78,7 @@ class Numbers(click.ParamType):
     help="Seconds of a pass beyond which a model is left out, by the last size if need be.",
 )  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--json", "json_file", type=_FILE, help="Write all numbers to this file.")
+@click.option("--json", "json_file", type=_FILE, help="All numbers, written after each size.")
 @click.option("--plot", type=_FILE, help="Time by atoms, PNG.")
 @click.option("--into", type=_FILE, help="Replace the table between markers named after --json.")
 def benchmark(
@@ -113,23 +107,30 @@ def benchmark(
     _check_clock(clock, where)
     _check_outputs(json_file, plot)
     if mode == "relaxation":
-        time_rows = partial(_relaxations, _relaxing(models))
+        time_rows = partial(relaxations, _relaxing(models))
     else:
-        time_rows = partial(_passes, _chosen(models))
+        time_rows = partial(passes, _chosen(models))
     modes = list(MODES) if mode == "both" else [mode]
     peak = peak_gflops(where, clock=CLOCKS[clock])
     how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak)
-    rows = time_rows(how)
     device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else machine_class()
+    rows: list[dict[str, Any]] = []
+    content = {
+        "command": command_line(("json_file", "plot", "into")), "data": "synthetic slabs",
+        "seed": None if mode == "relaxation" else 0,
+        "machine": {
+            "name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak,
+        },
+        "repeats": repeats, "clock": clock, "finished": False, "rows": rows,
+    }  # fmt: skip
+    for group in time_rows(how):
+        rows += group
+        if json_file:  # what was measured outlives an interruption
+            write_json(json_file, content)
+    content["finished"] = True
     head = f"{device_name}, {torch.get_num_threads()} threads; best matrix product seen: "
     click.echo(f"{head}{peak:.0f} GFLOP/s; medians of {repeats}, interleaved, {clock} time\n")
     click.echo(table_of(rows))
-    machine = {"name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak}
-    content = {
-        "command": command_line(("json_file", "plot", "into")), "data": "synthetic slabs",
-        "seed": None if mode == "relaxation" else 0, "machine": machine,
-        "repeats": repeats, "clock": clock, "rows": rows,
-    }  # fmt: skip
     if json_file:
         write_json(json_file, content)
     if into:
@@ -141,78 +142,6 @@ def benchmark(
 
         plot_times(rows, plot)
         click.echo(f"\n{plot}")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What is timed, and how; as the options say."""
-
-    atoms: list[int]
-    batch: list[int]
-    modes: list[str]
-    repeats: int
-    clock: Callable[[], float]
-    longest: float
-    where: torch.device
-    peak: float
-
-
-def _passes(makers: Mapping[str, Maker], how: Measurement) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    # Seconds of the last pass of each model, and its atoms: time is taken to grow with them.
-    seen: dict[tuple[str, str], tuple[float, int]] = {}
-    total = len(how.atoms) * len(how.batch) * len(how.modes) * how.repeats * len(makers)
-    with tqdm(total=total, desc="benchmark", file=sys.stderr) as bar:
-        contenders = [make(how.where) for make in makers.values()]
-        for size, graphs in itertools.product(how.atoms, how.batch):
-            graph = oc20_like(size, graphs, device=how.where)
-            edges = graph.edge_index.shape[1]
-            for mode in how.modes:
-                expected = {
-                    name: seconds / before * size * graphs
-                    for (name, of_mode), (seconds, before) in seen.items()
-                    if of_mode == mode and size * graphs > before
-                }
-                timings = measure(
-                    contenders, graph, training=MODES[mode], repeats=how.repeats,
-                    longest=how.longest, expected=expected, clock=how.clock,
-                    progress=bar.update,
-                )  # fmt: skip
-                for contender in contenders:
-                    name, timing = contender.name, timings[contender.name]
-                    if timing.first is not None:
-                        last = timing.median if timing.seconds else timing.first
-                        seen[name, mode] = (last, size * graphs)
-                    parameters = _parameters(contender.module)
-                    rows.append(
-                        row_of(name, mode, size, graphs, edges, parameters, timing, how.peak)
-                    )
-    return rows
-
-
-def _relaxations(
-    makers: Mapping[str, Callable[[], torch.nn.Module]], how: Measurement
-) -> list[dict[str, Any]]:
-    from ocp_faenet.adapters.relax_speed import relaxation_steps
-
-    made = {name: make().to(how.where) for name, make in makers.items()}
-    rows = []
-    total = len(how.atoms) * how.repeats * len(made)
-    with tqdm(total=total, desc="benchmark", file=sys.stderr) as bar:
-        for size in how.atoms:
-            graph = oc20_like(size, 1, device=how.where)
-            edges = graph.edge_index.shape[1]
-            timings = relaxation_steps(
-                made, graph, how.repeats, clock=how.clock, progress=bar.update
-            )
-            for name, timing in timings.items():
-                parameters = _parameters(made[name])
-                rows.append(row_of(name, "relaxation", size, 1, edges, parameters, timing))
-    return rows
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _device(name: str) -> torch.device:

@@ -11,15 +11,21 @@ from ocp_faenet.cli.output import markdown_table
 Row = Mapping[str, Any]
 
 
-def by_size(rows: Sequence[Row]) -> str:
-    """Milliseconds a structure, a row for each model, a column for each number of atoms."""
-    sizes = list(dict.fromkeys(row["atoms"] for row in rows))
-    found = {(row["model"], row["atoms"]): row for row in rows}
+def across(rows: Sequence[Row], key: str, head: str) -> str:
+    """Milliseconds a structure, a row for each model, a column for each value of one number.
+
+    Args:
+        rows: that differ in model and in this number.
+        key: its name in a row.
+        head: of a column, with ``{}`` for the number.
+    """
+    values = list(dict.fromkeys(row[key] for row in rows))
+    found = {(row["model"], row[key]): row for row in rows}
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        cells = [_milliseconds(found.get((model, size))) for size in sizes]
+        cells = [_milliseconds(found.get((model, value))) for value in values]
         lines.append([model, *cells])
-    return markdown_table(["ms a structure", *[f"{size:,} atoms" for size in sizes]], lines)
+    return markdown_table(["ms a structure", *[head.format(f"{v:,}") for v in values]], lines)
 
 
 def relaxation_table(rows: Sequence[Row]) -> str:
@@ -32,11 +38,13 @@ def markdown_of(report: Mapping[str, Any]) -> str:
     """The table that fits what was measured, and where it comes from."""
     rows = report["rows"]
     modes = {row["mode"] for row in rows}
-    sizes = {row["atoms"] for row in rows}
+    sizes, batches = ({row[key] for row in rows} for key in ("atoms", "batch"))
     if modes == {"relaxation"}:
         table = relaxation_table(rows)
-    elif len(modes) == 1 and len(sizes) > 1 and {row["batch"] for row in rows} == {1}:
-        table = by_size(rows)
+    elif len(modes) == 1 and len(sizes) > 1 and batches == {1}:
+        table = across(rows, "atoms", "{} atoms")
+    elif len(modes) == 1 and len(batches) > 1 and len(sizes) == 1:
+        table = across(rows, "batch", "batch of {}")
     else:
         table = table_of(rows)
     return f"{table}\n\n{sentence_of(report)}"

@@ -141,6 +141,5 @@ class EdgeFeatures:
         from_first = torch.zeros_like(first) if shared else first
         return Messages(
             source + from_first, target + from_first, target + first,
-            num_sources=n if shared else self.num_frames * n,
             num_targets=self.num_frames * n, counts=counts, radial=taps, together=together,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocp_faenet.geometry.segments import segment_sum
+from ocp_faenet.nn import native
 from ocp_faenet.nn.activations import Activation
 from ocp_faenet.nn.convolution import convolve
 from ocp_faenet.nn.edge_features import EdgeFeatures
@@ -103,8 +104,10 @@ class AtomEdgeConvolution(EdgeConvolution):
         weight: Tensor = self.linear.weight[:, self.num_filters :]
         w_source, w_target = weight.split([hidden, hidden], dim=1)
         h = h.flatten(0, 1)
-        of_source = F.linear(h, w_source, self.linear.bias)  # (F N, C)
-        table = torch.cat([of_source, F.linear(h, w_target)])
+        # One product for both; its rows are those of the table, which need not be joined.
+        bias = F.pad(self.linear.bias, (0, len(weight)))
+        table = F.linear(h, torch.cat([w_source, w_target]), bias)  # (F N, 2 C)
+        table = table.view(-1, len(weight))
         return self._convolve(x, table, messages.pair_rows, edges, messages)
 
 
@@ -124,8 +127,13 @@ class Interaction(nn.Module):
         self.extra = xavier_linear(hidden, hidden) if settings.complex_mp else None
 
     def normalise(self, h: Tensor, topology: Topology) -> Tensor:
-        """Graph norm and activation; nothing at all without graph norm (as published)."""
+        """Graph norm and activation; nothing at all without graph norm (as published).
+
+        ``h`` is made for this alone: in inference it may be overwritten.
+        """
         if self.norm is None:
+            return h
+        if self.act is F.silu and native.norm_and_silu(h, self.norm, topology):
             return h
         return self.act(self.norm(h, topology.batch, topology.num_graphs))
 

@@ -9,6 +9,7 @@
 //
 // All rows have C floats, C a multiple of LANES. Threads share the channels, so that no two of
 // them add to the same number.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -277,6 +278,32 @@ static void bias_and_silu(int64_t n, int64_t C, const float *bias, float *z) {
         }
 }
 
+// y = silu((x - mean_scale * mean) * weight / sqrt(variance + eps) + bias) in place, n rows of one
+// graph; the variance is the mean square of what the weight takes.
+static void norm_and_silu(int64_t n, int64_t C, const float *weight, const float *bias,
+                          const float *mean_scale, float eps, float *x, float *shift,
+                          float *scale) {
+    const vec share = all(1.0f / n);
+    std::memset(shift, 0, C * sizeof(float));
+    std::memset(scale, 0, C * sizeof(float));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t c = 0; c < C; c += LANES) store(shift + c, load(shift + c) + load(x + i * C + c));
+    for (int64_t c = 0; c < C; c += LANES)
+        store(shift + c, load(shift + c) * share * load(mean_scale + c));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t c = 0; c < C; c += LANES) {
+            const vec v = load(x + i * C + c) - load(shift + c);
+            store(scale + c, load(scale + c) + v * v);
+        }
+    for (int64_t c = 0; c < C; ++c) scale[c] = weight[c] / std::sqrt(scale[c] / n + eps);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t c = 0; c < C; c += LANES) {
+            float *at = x + i * C + c;
+            const vec v = (load(at) - load(shift + c)) * load(scale + c) + load(bias + c);
+            store(at, v * sigmoid(v));
+        }
+}
+
 struct Residual {
     std::vector<float> first, second;
     const float *first_bias, *second_bias;
@@ -401,6 +428,19 @@ void faenet_ewald(int64_t C, int threads, int64_t F, int64_t H, int64_t N, int64
                     store(out + row + c, (load(shorts + row + c) + load(x.data() + i * C + c)) *
                                              all(0.70710678f));
             }
+    }
+}
+
+// Graph norm over the atoms of each graph, which end at ends[graph], and SiLU: x (F, N, C).
+void faenet_norm(int64_t C, int threads, int64_t F, int64_t N, int64_t graphs, const int64_t *ends,
+                 const float *weight, const float *bias, const float *mean_scale, float eps,
+                 float *x) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t task = 0; task < F * graphs; ++task) {
+        const int64_t graph = task % graphs, first = graph ? ends[graph - 1] : 0;
+        std::vector<float> shift(C), scale(C);
+        norm_and_silu(ends[graph] - first, C, weight, bias, mean_scale, eps,
+                      x + (task / graphs * N + first) * C, shift.data(), scale.data());
     }
 }
 

@@ -48,7 +48,6 @@ class Messages:
         source: ``(M,)`` row of ``x`` that each message carries.
         centre: ``(M,)`` row of ``x`` of the atom that it goes to.
         target: ``(M,)`` row of the result that it is added to.
-        num_sources: rows of ``x``.
         num_targets: rows of the result.
         counts: rows of features in each cell, in order; one number where all share one matrix.
         radial: rows of the radial table for each row of features, ``None`` without one.
@@ -59,7 +58,6 @@ class Messages:
     source: Tensor
     centre: Tensor
     target: Tensor
-    num_sources: int
     num_targets: int
     counts: tuple[int, ...]
     radial: Taps | None = None
@@ -67,8 +65,8 @@ class Messages:
 
     @cached_property
     def pair_rows(self) -> Tensor:
-        """Rows ``(M, 2)`` in a table of source terms above target terms."""
-        return torch.stack([self.source, self.centre + self.num_sources], dim=-1)
+        """Rows ``(M, 2)`` in a table of each atom's source and target term, one below the other."""
+        return torch.stack([2 * self.source, 2 * self.centre + 1], dim=-1)
 
     @cached_property
     def first_row(self) -> Tensor:

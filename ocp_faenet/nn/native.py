@@ -29,6 +29,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ocp_faenet.nn.ewald import WaveGroup
     from ocp_faenet.nn.messages import Operands, Slopes
+    from ocp_faenet.nn.norm import GraphNorm
+    from ocp_faenet.nn.topology import Topology
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,7 @@ FORWARD: list[Any] = [I64, INT, INT, INT, INT, I64, I64, *[P] * 13]
 BASIS: list[Any] = [I64, INT, INT, P, P]
 PRODUCTS: list[Any] = [INT, I64, I64, I64, *[P] * 4]
 BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
-
-
+NORM: list[Any] = [I64, INT, *[I64] * 3, *[P] * 4, ctypes.c_float, P]
 EWALD: list[Any] = [I64, INT, *[I64] * 6, INT, INT, I64, *[P] * 9]
 
 
@@ -154,6 +155,29 @@ def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | 
     return out[:, :channels].contiguous()
 
 
+def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
+    """Graph norm and SiLU of ``x`` ``(F, N, C)`` in place, where no gradients are taken.
+
+    Returns:
+        Whether that was done; ``x`` is as it was otherwise.
+    """
+    found = None if _switched_off or torch.is_grad_enabled() else library()
+    tensors = (x, norm.weight, norm.bias, norm.mean_scale)
+    if found is None or not norm.per_graph or x.shape[-1] % found.faenet_lanes():
+        return False
+    if any(
+        t.dtype is not torch.float32 or t.device.type != "cpu" or not t.is_contiguous()
+        for t in tensors
+    ):
+        return False
+    ends = torch.bincount(topology.batch, minlength=topology.num_graphs).cumsum(0)
+    found.faenet_norm(
+        x.shape[2], torch.get_num_threads(), x.shape[0], x.shape[1], topology.num_graphs,
+        ends.data_ptr(), *(t.data_ptr() for t in tensors[1:]), norm.eps, x.data_ptr(),
+    )  # fmt: skip
+    return True
+
+
 def ewald_group(
     h: Tensor,
     short: Tensor,
@@ -219,6 +243,7 @@ def _load(path: Path) -> ctypes.CDLL:
     found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
     found.faenet_products.argtypes, found.faenet_products.restype = PRODUCTS, None
     found.faenet_ewald.argtypes, found.faenet_ewald.restype = EWALD, None
+    found.faenet_norm.argtypes, found.faenet_norm.restype = NORM, None
     found.faenet_basis.argtypes, found.faenet_basis.restype = BASIS, None
     found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
     return found
