@@ -25,6 +25,7 @@ from ocp_faenet.models.published import IS2RE
 from ocp_faenet.models.synthetic import oc20_like
 from ocp_faenet.models.timing import Contender, count_work, measure
 from ocp_faenet.nn.cells import choose_grid
+from ocp_faenet.nn.workspace import SHARED
 
 CPU = torch.device("cpu")
 
@@ -95,6 +96,11 @@ def test_memory_is_counted():
         return y
 
     assert count_work(run, CPU)[1] == pytest.approx(8e6, rel=0.05)
+
+
+def test_memory_that_is_taken_again_is_counted():
+    like = torch.zeros(1)
+    assert count_work(lambda: SHARED.empty(1000, 1000, like), CPU)[1] == pytest.approx(4e6, rel=0.1)
 
 
 def test_a_failing_contender_does_not_stop_the_others():

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.native import switched_off
+from ocp_faenet.nn.workspace import SHARED
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def synchronise(device: torch.device) -> None:
 def count_work(run: Callable[[], None], device: torch.device) -> tuple[float, int]:
     """What one pass takes.
 
-    The counter of operations does not see into compiled kernels: they are switched off for it,
-    and PyTorch's operations then take the same products.
+    The counters do not see into compiled kernels, nor memory that is taken again: both are
+    switched off for them, and PyTorch's operations then take the same products.
 
     Returns:
         Operations of its matrix products, two to a multiply-add, in 1e9; and the most bytes of
@@ -170,7 +171,7 @@ def count_work(run: Callable[[], None], device: torch.device) -> tuple[float, in
         torch.cuda.synchronize(device)
         peak = int(torch.cuda.max_memory_allocated(device) - before)
     else:
-        with switched_off(), profile(profile_memory=True) as trace, counter:
+        with switched_off(), SHARED.set_aside(), profile(profile_memory=True) as trace, counter:
             run()
         now = peak = 0
         events = trace.profiler.kineto_results.events()

@@ -12,6 +12,8 @@ import ctypes
 import mmap
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 import torch
@@ -28,18 +30,29 @@ class Workspace:
 
     def __init__(self) -> None:
         self.waiting: list[mmap.mmap] = []
+        self._set_aside = False
         self._lock = Lock()
 
     def empty(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """A tensor ``(rows, columns)`` of the type of ``like``, its values undefined."""
         size = rows * columns * like.element_size()
-        if sys.platform != "linux" or like.device.type != "cpu" or size < SMALL:
+        here = sys.platform == "linux" and like.device.type == "cpu" and not self._set_aside
+        if size < SMALL or not here:
             return like.new_empty(rows, columns)
         memory = self._take(size)
         handle = (ctypes.c_char * size).from_buffer(memory)
         # The tensor's storage holds the handle: the memory comes back when both are gone.
         weakref.finalize(handle, self.waiting.append, memory).atexit = False
         return torch.frombuffer(handle, dtype=like.dtype).view(rows, columns)
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within it PyTorch allocates, where a profiler is to see it."""
+        before, self._set_aside = self._set_aside, True
+        try:
+            yield
+        finally:
+            self._set_aside = before
 
     def _take(self, size: int) -> mmap.mmap:
         # Finalizers may add to the list at any time; only one thread takes from it.
