@@ -179,7 +179,10 @@ def test_batches_stand_side_by_side():
     rows[3] |= {"error": "a pass would take about 51 s, more than 30"}
     machine = {"threads": 1, "name": "x", "peak_gflops": 80}
     report = {"command": "c", "repeats": 3, "clock": "cpu", "data": "d", "machine": machine}
-    heads, _, *lines = benchmark_page.markdown_of({**report, "rows": rows}).splitlines()[:4]
+    text = benchmark_page.markdown_of({**report, "rows": rows})
+    assert "Interrupted" not in text
+    assert "Interrupted" in benchmark_page.sentence_of({**report, "finished": False})
+    heads, _, *lines = text.splitlines()[:4]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (heads, *lines)]
     assert cells == [
         ["ms a structure", "batch of 1", "batch of 256"], ["A", "10", "10"], ["B", "200", "-"],

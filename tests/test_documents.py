@@ -20,6 +20,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: How a table that no study made is rendered from ``docs/results/NAME.json``.
 RENDERERS = {
     "benchmark": benchmark_page.markdown_of,
+    "benchmark_batches": benchmark_page.markdown_of,
     "benchmark_relaxation": benchmark_page.markdown_of,
     "benchmark_sizes": benchmark_page.markdown_of,
     "compare": compare.markdown_of,
@@ -35,7 +36,6 @@ BY_HAND = {
     ("forces.md", "structures", "ADwT %"): "one seed of a relaxation, shown as an example",
     ("frames.md", "frames", "rotation about z, worst"): "random weights, that is not trained ones",
     ("performance.md", "aim on the CPU", "seen"): "ratios of the table above it",
-    ("performance.md", "model, ms a batch", "1 × 87 atoms"): "parts of three calls side by side",
     ("performance.md", "products", "one frame"): "counted by hand, in the text",
     ("performance.md", "idea", "gain"): "what was tried and is not in the code any more",
 }

@@ -55,10 +55,11 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     machine = report["machine"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     seed = "no seed set" if report.get("seed") is None else f"FAENet's from seed {report['seed']}"
+    end = "" if report.get("finished", True) else " Interrupted: later sizes were not run."
     return (
         f"`{report['command']}`: medians of {report['repeats']}, interleaved, {report['clock']} "
         f"time, {threads}, {report['data']}, weights as initialised, {seed}; "
-        f"{machine['name']}; best matrix product seen {machine['peak_gflops']:.0f} GFLOP/s."
+        f"{machine['name']}; best matrix product seen {machine['peak_gflops']:.0f} GFLOP/s.{end}"
     )
 
 
