@@ -53,12 +53,16 @@ class EnergyReadout(nn.Module):
         self.weights = AtomWeights(hidden_channels) if weights_from_final else None
 
     def forward(self, h: Tensor, alpha: Tensor | None, topology: Topology) -> Tensor:
-        """``h`` ``(F, N, C)``, ``alpha`` ``(F, N, 1)`` or ``None``, to ``(F, B, out_dim)``."""
+        """``h`` ``(F, N, C)``, ``alpha`` ``(F, N, 1)`` or ``None``, to ``(F, B, out_dim)``.
+
+        Under autocast atoms are summed in single precision.
+        """
         if self.weights is not None:
             alpha = self.weights(h)
         y = self.second(self.dropout(self.act(self.first(self.dropout(h)))))
         if alpha is not None:
             y = y * alpha
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
         return segment_sum(y, topology.batch, topology.num_graphs)
 
 
@@ -86,6 +90,8 @@ class MixLayers(nn.Module):
         self.linear = nn.Linear(num_layers * out_dim, out_dim)
 
     def forward(self, energies: Sequence[Tensor]) -> Tensor:
-        """Energies ``(F, B, out_dim)`` of each layer, to their mix of the same shape."""
-        mixed: Tensor = self.linear(torch.cat(torch.broadcast_tensors(*energies), dim=-1))
+        """Energies ``(F, B, out_dim)`` of each layer, to their mix, in their own precision."""
+        read = torch.cat(torch.broadcast_tensors(*energies), dim=-1)
+        with torch.autocast(read.device.type, enabled=False):
+            mixed: Tensor = self.linear(read)
         return mixed
