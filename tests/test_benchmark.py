@@ -14,6 +14,7 @@ from torch import nn
 
 from ocp_faenet.cli import benchmark_page, benchmark_run
 from ocp_faenet.cli.benchmark import benchmark
+from ocp_faenet.models import timing
 from ocp_faenet.models.contenders import (
     EWALD,
     TAG_0_REMOVED,
@@ -149,6 +150,21 @@ def test_verb_reports(tmp_path):
     }
     assert all(r["error"] is None and r["samples_per_second"] > 0 for r in rows)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_work_is_counted_unless_it_is_not_wanted(monkeypatch, tmp_path):
+    counted = []
+    monkeypatch.setattr(timing, "count_work", lambda *args: counted.append(args) or (1.0, 2))
+    command = ["--atoms", "5", "--models", "FAENet, det", "--repeats", "1", "--mode", "inference"]
+    for options, times in ([], 1), (["--no-count"], 0):
+        counted.clear()
+        out = tmp_path / f"{times}.json"
+        result = CliRunner().invoke(benchmark, [*command, *options, "--json", str(out)])
+        assert result.exit_code == 0, result.output
+        assert len(counted) == times
+        (row,) = json.loads(out.read_text())["rows"]
+        assert ("gflop" in row) == ("peak_mib" in row) == bool(times)
+        assert row["samples_per_second"] > 0
 
 
 def test_what_was_measured_outlives_an_interruption(tmp_path, monkeypatch):

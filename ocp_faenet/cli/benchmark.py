@@ -77,6 +77,11 @@ class Numbers(click.ParamType):
     "--longest", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
     help="Seconds of a pass beyond which a model is left out, by the last size if need be.",
 )  # fmt: skip
+@click.option(
+    "--count/--no-count", default=True, show_default=True,
+    help="Count operations and memory too, in a pass that records both; large batches may not "
+    "have the memory for that.",
+)  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "json_file", type=_FILE, help="All numbers, written after each size.")
 @click.option("--plot", type=_FILE, help="Time by atoms, PNG.")
@@ -90,6 +95,7 @@ def benchmark(
     threads: int | None,
     clock: str,
     longest: float,
+    count: bool,
     device: str,
     json_file: Path | None,
     plot: Path | None,
@@ -112,7 +118,7 @@ def benchmark(
         time_rows = partial(passes, _chosen(models))
     modes = list(MODES) if mode == "both" else [mode]
     peak = peak_gflops(where, clock=CLOCKS[clock])
-    how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak)
+    how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak, count)
     device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else machine_class()
     rows: list[dict[str, Any]] = []
     content = {

@@ -31,6 +31,7 @@ class Measurement:
     longest: float
     where: torch.device
     peak: float
+    count: bool = True
 
 
 def passes(makers: Mapping[str, Maker], how: Measurement) -> Iterator[list[dict[str, Any]]]:
@@ -51,7 +52,7 @@ def passes(makers: Mapping[str, Maker], how: Measurement) -> Iterator[list[dict[
                 }
                 timings = measure(
                     contenders, graph, training=MODES[mode], repeats=how.repeats,
-                    longest=how.longest, expected=expected, clock=how.clock,
+                    longest=how.longest, expected=expected, count=how.count, clock=how.clock,
                     progress=bar.update,
                 )  # fmt: skip
                 rows = []
@@ -61,9 +62,8 @@ def passes(makers: Mapping[str, Maker], how: Measurement) -> Iterator[list[dict[
                         last = timing.median if timing.seconds else timing.first
                         seen[name, mode] = (last, size * graphs)
                     parameters = _parameters(contender.module)
-                    rows.append(
-                        row_of(name, mode, size, graphs, edges, parameters, timing, how.peak)
-                    )
+                    peak = how.peak if how.count else None
+                    rows.append(row_of(name, mode, size, graphs, edges, parameters, timing, peak))
                 yield rows
 
 

@@ -69,15 +69,16 @@ def measure(
     warmup: int = 1,
     longest: float = math.inf,
     expected: Mapping[str, float] | None = None,
+    count: bool = True,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Timing]:
     """Time one pass over ``graph`` for each contender, in turn, ``repeats`` times.
 
     A training step is forward, squared error, backward and an AdamW step; inference is a forward
-    pass without gradients. Before the repetitions each contender runs ``warmup`` times, and once
-    with its work and memory counted. One that fails, or whose pass takes longer than ``longest``
-    seconds or is ``expected`` to, is reported, and the others go on.
+    pass without gradients. Before the repetitions each contender runs ``warmup`` times, and with
+    ``count`` once with its work and memory counted. One that fails, or whose pass takes longer
+    than ``longest`` seconds or is ``expected`` to, is reported, and the others go on.
     """
     timings = {c.name: Timing() for c in contenders}
     device = graph.positions.device
@@ -93,11 +94,12 @@ def measure(
             step = _training_step if training else _inference_step
             run = step(contender, contender.prepare(graph))
             timing.first = taken = max(_timed(run, device, clock) for _ in range(warmup))
-            if taken <= longest:
-                timing.gflop, timing.peak_bytes = count_work(run, device)
-                steps[contender.name] = run
-            else:
+            if taken > longest:
                 timing.error = f"a pass takes {taken:.0f} s, more than {longest:g}"
+            else:
+                if count:
+                    timing.gflop, timing.peak_bytes = count_work(run, device)
+                steps[contender.name] = run
         except Exception as error:  # whatever a peer raises is said in the table
             timing.error = one_line(error)
         if timing.error is not None:
