@@ -162,7 +162,9 @@ def test_work_is_counted_unless_it_is_not_wanted(monkeypatch, tmp_path):
         result = CliRunner().invoke(benchmark, [*command, *options, "--json", str(out)])
         assert result.exit_code == 0, result.output
         assert len(counted) == times
-        (row,) = json.loads(out.read_text())["rows"]
+        report = json.loads(out.read_text())
+        assert report["command"].endswith(" ".join(["--repeats 1", *options]))
+        (row,) = report["rows"]
         assert ("gflop" in row) == ("peak_mib" in row) == bool(times)
         assert row["samples_per_second"] > 0
 

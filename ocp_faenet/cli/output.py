@@ -36,6 +36,9 @@ def command_line(leave_out: Sequence[str] = ()) -> str:
         if name in leave_out or context.get_parameter_source(name) is ParameterSource.DEFAULT:
             continue
         value = context.params[name]
+        if isinstance(value, bool):
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+            continue
         values = value if isinstance(value, tuple) else (value,)
         words += [f"{option.opts[0]} {_word(each)}" for each in values]
     return " ".join(words)
