@@ -7,12 +7,14 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,6 +84,23 @@ class AccidentLmdb(CheckedLmdbDataset):
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             soft = accident["limit"] if kind == "full" else hard
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def signal_at_the_start_of_loaders(monkeypatch: pytest.MonkeyPatch, marker: Path) -> None:
+    """The first process of a loader sends SIGTERM to all of its group while it sets itself up.
+
+    At the moment from which on PyTorch has it end on that.
+    """
+    handling = torch.utils.data._utils.signal_handling
+    set_handlers = handling._set_worker_signal_handlers
+
+    def set_and_signal() -> None:
+        set_handlers()
+        if not marker.is_file():
+            marker.touch()
+            os.kill(0, signal.SIGTERM)
+
+    monkeypatch.setattr(handling, "_set_worker_signal_handlers", set_and_signal)
 
 
 def write_data(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import yaml
 
 import faults
 import plugin_fixtures as fx
+from ocp_faenet.adapters import interruption
 from ocp_faenet.adapters.datasets import CheckedLmdbDataset
+from ocp_faenet.adapters.interruption import Interruption, LoaderContext
 from ocp_faenet.adapters.launch import RankDiedError, run_here
 from ocp_faenet.adapters.overrides import read_arguments
 from ocp_faenet.adapters.sweeps import make_grid
@@ -59,20 +62,55 @@ def test_a_signal_between_and_a_resume_at_the_same_step(
     assert record(tmp_path, "run")["state"] == "finished"
 
 
+@pytest.mark.parametrize("when", ["reading", "starting"])
 def test_a_signal_to_all_processes_of_a_job_spares_those_that_load(
-    accident_data, undisturbed, tmp_path
+    when, accident_data, undisturbed, tmp_path, monkeypatch
 ):
     """SLURM and a shell signal the loader's processes too; PyTorch has them end on SIGTERM."""
-    happens = accident("signal", 3, tmp_path, signum=int(signal.SIGTERM), group=True)
+    if when == "reading":
+        happens = [accident("signal", 3, tmp_path, signum=int(signal.SIGTERM), group=True)]
+    else:
+        happens = []
+        faults.signal_at_the_start_of_loaders(monkeypatch, tmp_path / "signalled")
     optim = {**faults.OPTIM, "num_workers": 2}
-    config = faults.write_config(tmp_path / "config.yml", accident_data, [happens], optim=optim)
+    config = faults.write_config(tmp_path / "config.yml", accident_data, happens, optim=optim)
     given = faults.arguments(config, tmp_path, "run")
     log = tmp_path / "log.txt"
     assert faults.run(given, log, group=True) == 128 + signal.SIGTERM, log.read_text()[-3000:]
     assert "Stopped after step" in log.read_text()
+    assert "is killed by signal" not in log.read_text()
     assert record(tmp_path, "run")["state"] == "stopped"
     assert faults.run(given, log) == 0, log.read_text()[-3000:]
     faults.same_weights(tmp_path, "run", undisturbed)
+
+
+def test_a_loader_process_ends_where_its_parent_asks_and_not_where_another_does(monkeypatch):
+    mine = Interruption()
+    monkeypatch.setattr(interruption, "INTERRUPTION", mine)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        mine.listen(list(handlers), lambda signum: None)
+        ready, going_on = LoaderContext().Event(), LoaderContext().Event()
+
+        def load() -> None:
+            interruption.prepare_loader_process(0)
+            for signum in handlers:
+                os.kill(os.getpid(), signum)
+            ready.wait()
+            going_on.set()
+            time.sleep(60)
+
+        process = LoaderContext().Process(target=load)
+        process.start()
+        ready.set()
+        assert going_on.wait(30)
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == 0
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this process hears all again
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def test_a_signal_in_a_validation_has_it_done_again(accident_data, undisturbed, tmp_path):

@@ -7,6 +7,7 @@ makes a note while training, and the trainer obeys it where its state is whole.
 
 from __future__ import annotations
 
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -57,20 +58,29 @@ class Interruption:
         if self._leave is not None and self.signum is not None:
             self._leave(self.signum)
 
-    def leave_to_parent(self) -> None:
-        """In a process of a loader: what `listen` named, and SIGTERM, are its parent's to obey.
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Signals that come within this block are obeyed after it.
 
-        SLURM signals all processes of a job, a shell all of a group. PyTorch's loader processes end
-        on any SIGTERM, and the process that trains fails then, wherever it is. Here they end on
-        one that the parent itself sends, as it does where it fails or they hang.
+        A process that is forked in it begins with them held back, and for good.
         """
         if self._leave is None:
+            yield
             return
-        for signum in set(self._signals) - {signal.SIGTERM}:
-            signal.signal(signum, signal.SIG_IGN)
-        # Blocked, and taken by a thread: only so is it known who sent it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_as_the_parent_asks, daemon=True).start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGTERM})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def leave_to_parent(self) -> None:
+        """In a process forked while signals were `held_back`: end on its parent's SIGTERM alone.
+
+        A thread takes the signal: only so is it known who sent it. The parent sends one where it
+        fails or its loaders hang.
+        """
+        if self._leave is not None:
+            threading.Thread(target=_end_as_the_parent_asks, daemon=True).start()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
@@ -80,6 +90,25 @@ class Interruption:
 
 #: The one of this process; without `Interruption.listen` it does nothing.
 INTERRUPTION = Interruption()
+
+
+class _LoaderProcess(multiprocessing.context.ForkProcess):
+    """A process of a loader: the signals of `Interruption.listen` are its parent's to obey.
+
+    SLURM signals all processes of a job, a shell all of a group. PyTorch's loader processes end
+    on any SIGTERM, and the process that trains fails then, wherever it is. From the first moment
+    on, for the signal may come while they start.
+    """
+
+    def start(self) -> None:
+        with INTERRUPTION.held_back():
+            super().start()
+
+
+class LoaderContext(multiprocessing.context.ForkContext):
+    """``multiprocessing_context`` of the loaders, beside `prepare_loader_process`."""
+
+    Process = _LoaderProcess
 
 
 def prepare_loader_process(worker_id: int) -> None:

@@ -16,6 +16,7 @@ from fairchem.core.trainers import OCPTrainer
 from ocp_faenet.adapters.checkpoints import is_write_error
 from ocp_faenet.adapters.interruption import (
     INTERRUPTION,
+    LoaderContext,
     RunInterruptedError,
     prepare_loader_process,
 )
@@ -45,7 +46,9 @@ class ResumingTrainer(OCPTrainer):
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> Any:
         """The stock loader, whose processes leave signals to this one."""
         loader = super().get_dataloader(dataset, sampler, workers)
-        loader.worker_init_fn = prepare_loader_process
+        if loader.num_workers > 0:
+            loader.multiprocessing_context = LoaderContext()
+            loader.worker_init_fn = prepare_loader_process
         return loader
 
     def load_checkpoint(
