@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from fairchem.core.modules.scheduler import LRScheduler
 from fairchem.core.trainers import base_trainer
 
 import ocp_faenet
 import plugin_fixtures as fx
+from ocp_faenet.adapters.schedules import fitted_schedule
 from plugin_cases import FRAMED
 
 
@@ -79,3 +81,38 @@ class TestTrainer:
         dataset["val"]["max_atoms"] = 1
         with pytest.raises(ValueError, match=r"dataset\.val: no record is left"):
             self.build(tmp_path, dataset=dataset)
+
+    def test_a_schedule_without_a_length_ends_with_the_run(self, tmp_path: Path) -> None:
+        asked = {"batch_size": 2, "num_workers": 0, "optimizer": "AdamW", "lr_initial": 1e-2}
+        asked |= {"max_epochs": 3, "scheduler": "CosineAnnealingLR", "eval_every": 100}
+        trainer = self.build(tmp_path, optim=asked)
+        trainer.train()
+        assert trainer.step == trainer.config["optim"]["T_max"] == 6
+        assert trainer.scheduler.get_lr() < 1e-6
+        # The control: one that was meant for twice the steps ends at a high rate.
+        trainer = self.build(tmp_path, optim={**asked, "T_max": 12})
+        trainer.train()
+        assert trainer.scheduler.get_lr() > 1e-3
+
+    def test_a_schedule_shorter_than_the_run(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = {"optimizer": "AdamW", "lr_initial": 1e-2, "max_epochs": 3, "batch_size": 2}
+        cycle = {**asked, "num_workers": 0, "scheduler": "OneCycleLR", "max_lr": 1e-2}
+        with pytest.raises(ValueError, match=r"optim\.total_steps: 5, but this run takes 6 steps"):
+            self.build(tmp_path, optim={**cycle, "total_steps": 5})
+        for given in ({}, {"total_steps": 6}):
+            trainer = self.build(tmp_path, optim={**cycle, **given})
+            assert trainer.scheduler.scheduler.total_steps == 6
+        assert "total_steps" not in caplog.text
+        self.build(tmp_path, optim={**cycle, "total_steps": 7})
+        assert "optim.total_steps: 7, but this run takes 6 steps" in caplog.text
+
+
+def test_a_schedule_where_nothing_is_trained():
+    cycle = {"scheduler": "OneCycleLR", "max_lr": 1e-2}
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    LRScheduler(torch.optim.AdamW(weights), fitted_schedule(cycle, None))
+    assert fitted_schedule({**cycle, "total_steps": 9}, None)["total_steps"] == 9
+    for left in ({"scheduler": "Null"}, {"warmup_steps": 3}, {**cycle, "steps_per_epoch": 2}):
+        assert fitted_schedule(left, 4) == left

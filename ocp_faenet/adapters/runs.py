@@ -23,6 +23,7 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, load_config, merge_dicts
 
 from ocp_faenet.adapters.datasets import check_lmdb
+from ocp_faenet.adapters.schedules import LENGTHS
 
 #: Steps after which the host's log starts its running means of training errors anew.
 LOG_WINDOW = 100
@@ -135,10 +136,9 @@ def with_epochs(spec_config: Mapping[str, Any], train_size: int, epochs: int) ->
     """
     optim = spec_config["optim"]
     steps = epochs * math.ceil(train_size / optim["batch_size"])
-    stretched = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
     overrides: dict[str, Any] = {"max_epochs": epochs}
-    if optim.get("scheduler") in stretched:
-        overrides[stretched[optim["scheduler"]]] = steps
+    if optim.get("scheduler") in LENGTHS:
+        overrides[LENGTHS[optim["scheduler"]]] = steps
     return {"optim": overrides}
 
 

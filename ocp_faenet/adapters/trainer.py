@@ -20,6 +20,7 @@ from ocp_faenet.adapters.finetuning import (
 )
 from ocp_faenet.adapters.preflight import check_labels, check_run_config
 from ocp_faenet.adapters.resuming import ResumingTrainer
+from ocp_faenet.adapters.schedules import fitted_schedule
 from ocp_faenet.adapters.symmetry import validation_errors
 from ocp_faenet.adapters.training_log import LossTerms, Throughput, report_skipped
 
@@ -63,6 +64,8 @@ class FAENetTrainer(ResumingTrainer, ConservingTrainer):
     7. ``optim.layer_lr_decay`` lets layers near the input learn more slowly, the checkpoint of
        a fine-tuned model opens without the one it started from, and heads that are taken over
        from there keep their normalizers (`finetuning`).
+    8. ``CosineAnnealingLR`` and ``OneCycleLR`` without a length last as long as the run, whatever
+       the number of ranks (`schedules`).
 
     Checkpoints open in the stock trainer and the other way round.
     """
@@ -124,6 +127,17 @@ class FAENetTrainer(ResumingTrainer, ConservingTrainer):
             super().load_optimizer()
         else:
             self.optimizer = layered_optimizer(self._unwrapped_model, self.config["optim"])
+
+    def load_extras(self) -> None:
+        """The stock scheduler and all else; a schedule without a length is as long as the run.
+
+        Raises:
+            ValueError: see `fitted_schedule`.
+        """
+        optim, loader = self.config["optim"], self.train_loader
+        steps = None if loader is None else optim["max_epochs"] * len(loader)
+        self.config["optim"] = fitted_schedule(optim, steps)
+        super().load_extras()
 
     def load_loss(self) -> None:
         """The stock losses, each of which is remembered for the log."""

@@ -24,6 +24,7 @@ from ocp_faenet.models.choices import (
     Subgroup,
 )
 from ocp_faenet.models.ewald_config import EwaldConfig
+from ocp_faenet.nn.elements import NUM_PROPERTIES
 
 __all__ = [
     "Augmentation",
@@ -155,6 +156,7 @@ class FAENetConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
         self._check_frames()
         self._check_heads()
+        self._check_species()
         if self.ewald is not None:
             self.ewald.check_periodicity(self.use_pbc)
             if self.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE):
@@ -203,6 +205,18 @@ class FAENetConfig:
             raise ValueError(
                 f"force_decoder_model_config: no entry for {self.force_decoder_type.value!r}, "
                 "the force_decoder_type"
+            )
+
+    def _check_species(self) -> None:
+        taken = self.tag_hidden_channels + 2 * self.pg_hidden_channels
+        if self.phys_embeds:
+            taken += self.phys_hidden_channels or NUM_PROPERTIES
+        if taken >= self.hidden_channels:
+            raise ValueError(
+                f"hidden_channels: {self.hidden_channels} leaves nothing for the species "
+                f"embedding; tag, period, group and property embeddings take {taken}. Raise "
+                "hidden_channels or lower tag_hidden_channels, pg_hidden_channels or "
+                "phys_hidden_channels"
             )
 
     def first_dropout_layer(self) -> int:

@@ -257,7 +257,7 @@ def _build() -> Path:
     if compiler is None:
         raise RuntimeError(f"no C++ compiler found ({', '.join(COMPILERS)}); set CXX")
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=True, timeout=20
+        [*compiler.split(), "--version"], capture_output=True, check=True, timeout=20
     ).stdout
     key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(FLAGS).encode() + _processor())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocp_faenet"

@@ -69,14 +69,12 @@ class AtomEmbedding(nn.Module):
     """Atom embeddings ``h_i`` from species, tag, properties, period and group (report 3.1).
 
     Args:
-        hidden_channels: ``C``, total width; the species embedding takes what the others leave.
+        hidden_channels: ``C``, total width; the species embedding takes what the others leave,
+            one channel at least (`FAENetConfig` sees to it).
         tag_channels: width of the tag embedding, 0 for none (then tags are not needed).
         period_group_channels: width of each of the period and group embeddings, 0 for none.
         properties: add physical properties of the elements.
         property_channels: 0 keeps them fixed, otherwise they are learned and projected.
-
-    Raises:
-        ValueError: the parts leave no channel to the species embedding.
     """
 
     def __init__(
@@ -99,13 +97,6 @@ class AtomEmbedding(nn.Module):
         self.tag_embedding = nn.Embedding(NUM_TAGS, tag_channels) if tag_channels else None
         taken = tag_channels + 2 * period_group_channels
         taken += self.properties.channels if self.properties is not None else 0
-        if taken >= hidden_channels:
-            raise ValueError(
-                f"hidden_channels: {hidden_channels} leaves nothing for the species embedding; "
-                f"tag, period, group and property embeddings take {taken}. Raise "
-                "hidden_channels or lower tag_hidden_channels, pg_hidden_channels or "
-                "phys_hidden_channels"
-            )
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels - taken)
         self.first = xavier_linear(hidden_channels, hidden_channels)
         self.second = xavier_linear(hidden_channels, hidden_channels) if second_layer else None
