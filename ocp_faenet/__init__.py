@@ -12,6 +12,7 @@ does so in any process.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module("ocp_faenet.adapters.plugin").PUBLIC[name]
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

@@ -207,6 +207,19 @@ class TestRecords:
         ocp_faenet.FAENet(**MODEL)(batch)
         assert "Every tag of a batch is 0" in caplog.text
 
+    def test_tags_that_ase_sets_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        from ocp_faenet.adapters import unpack
+
+        caplog.set_level(logging.WARNING)
+        right = fx.slab_record(1)
+        as_ase = right.clone()
+        as_ase.tags = torch.tensor([2, 1, 0])[right.tags]  # layers from the top
+        for record, told in ((right, False), (as_ase, True)):
+            unpack._warn_tagged_as_ase.cache_clear()
+            model = ocp_faenet.FAENet(**MODEL, otf_graph=True)
+            model(data_list_collater([record], otf_graph=True))
+            assert ("as with ASE's tags" in caplog.text) == told
+
 
 class TestFiles:
     """LMDBs that cannot be read, through the host's own ``create_dataset``."""

@@ -123,6 +123,10 @@ def test_oc22_tags_and_absent_edges_are_notes(good, tmp_path):
     code, output = run(path)
     assert code == 0
     assert "1 of 16 records have all tags zero" in output
+    as_ase = torch.tensor([2, 1, 0])[record["tags"]]  # layers from the top, the adsorbate 0
+    code, output = run(damaged(good, tmp_path / "c.lmdb", 0, tags=as_ase))
+    assert code == 0
+    assert "1 of 16 records have tag 0 on top" in output
     bare = damaged(good, tmp_path / "b.lmdb", 0, edge_index=None, cell_offsets=None, distances=None)
     report = check_lmdb(bare)
     assert report.bad == 0

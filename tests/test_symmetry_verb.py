@@ -166,6 +166,8 @@ def test_numbers_for_the_log_of_a_validation(place):
         ("nowhere.pt", "stored", "nowhere.pt: no such checkpoint"),
         ("text.pt", "stored", "text.pt: cannot be read as a checkpoint"),
         ("weights.pt", "stored", "not a checkpoint of the host"),
+        ("foreign.pt", "stored", "cannot be read as a checkpoint (No module named 'elsewhere')"),
+        ("empty.pt", "stored", "not a checkpoint of the host (no config.model)"),
         ("good.pt", "nowhere", "no such file or folder"),
         ("good.pt", "bare", "records without edges"),
     ],
@@ -173,6 +175,8 @@ def test_numbers_for_the_log_of_a_validation(place):
 def test_bad_input_is_one_line_and_exit_code_2(place, checkpoint, src, message):
     (place / "text.pt").write_text("not a checkpoint")
     torch.save({"a": torch.zeros(1)}, place / "weights.pt")
+    torch.save({"config": {}, "state_dict": {}}, place / "empty.pt")
+    (place / "foreign.pt").write_bytes(b"celsewhere\nThing\n.")  # a pickle of another package's
     write_checkpoint(place / "good.pt", MODEL)
     command = ["symmetry", str(place / checkpoint), "--src", str(place / src / "data.lmdb")]
     result = CliRunner().invoke(main, command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,8 @@ from ocp_faenet.models.graph import AtomGraph
 
 #: Loader transforms that make another structure of a record, and so belong to the model.
 STRUCTURAL = ("graph_rewiring",)
+#: What the host writes into every checkpoint's configuration.
+_SECTIONS = ("model", "dataset", "outputs", "loss_functions", "evaluation_metrics", "optim")
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give the .pt file of a finished run")
     try:
+        # It may hold any Python object, and reading those may fail in any way.
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({error})") from error
-    if not isinstance(checkpoint, dict) or not {"config", "state_dict"} <= checkpoint.keys():
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    if not isinstance(config, dict) or "state_dict" not in checkpoint:
         raise ValueError(
             f"{path}: not a checkpoint of the host (no config and state_dict); convert weights "
             "of the faenet package with: ocp-faenet convert"
         )
+    if absent := [key for key in _SECTIONS if key not in config]:
+        raise ValueError(f"{path}: not a checkpoint of the host (no config.{absent[0]})")
     return checkpoint
 
 

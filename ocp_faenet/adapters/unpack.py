@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ocp_faenet.adapters.records import graph_names
+from ocp_faenet.data.schema import tagged_as_ase
 from ocp_faenet.geometry.kspace import CellError
 from ocp_faenet.geometry.neighbors import NeighborLimit, neighbor_list
 from ocp_faenet.models.config import FAENetConfig
@@ -107,6 +108,8 @@ def _tags(data: Any, batch: Tensor) -> Tensor:
     )  # fmt: skip
     if not bool(tags.any()):
         _warn_untagged()
+    elif int(batch[-1]) == 0 and tagged_as_ase(data.pos, tags):
+        _warn_tagged_as_ase()
     return tags.long()
 
 
@@ -125,6 +128,14 @@ def _warn_untagged() -> None:
     logging.warning(
         "Every tag of a batch is 0 although the model embeds tags: a structure that was never "
         "tagged is read as all subsurface. Set tags (0 subsurface, 1 surface, 2 adsorbate)."
+    )
+
+
+@functools.cache
+def _warn_tagged_as_ase() -> None:
+    logging.warning(
+        "The atoms of tag 0 lie on top, as with ASE's tags, whose 0 is the adsorbate: here it is "
+        "read as below the surface. Set tags (0 subsurface, 1 surface, 2 adsorbate)."
     )
 
 

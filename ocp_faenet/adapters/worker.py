@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import time
@@ -207,7 +208,7 @@ def _drop_if_broken(checkpoint: Path) -> None:
         return
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, OSError):
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         logging.warning(f"{checkpoint} is incomplete; starting from the beginning")
         checkpoint.unlink()
 

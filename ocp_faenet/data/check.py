@@ -12,7 +12,16 @@ import numpy as np
 
 from ocp_faenet.data.lmdb_io import LmdbError
 from ocp_faenet.data.reader import open_lmdb
-from ocp_faenet.data.schema import EDGE_KEYS, Fields, Kind, array_of, faults, kind_of, missing_keys
+from ocp_faenet.data.schema import (
+    EDGE_KEYS,
+    Fields,
+    Kind,
+    array_of,
+    faults,
+    kind_of,
+    missing_keys,
+    tagged_as_ase,
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ def _oddities(fields: Fields) -> Iterable[str]:
         yield "have no edges: train with otf_graph: true"
     if "tags" in fields and not array_of(fields["tags"]).any():
         yield "have all tags zero, as OC22 has them: no surface and no adsorbate are marked"
+    if {"tags", "pos"} <= fields.keys() and tagged_as_ase(fields["pos"], fields["tags"]):
+        yield "have tag 0 on top, as ASE has it: set 0 below the surface, 1 at it, 2 above"
     if "fixed" in fields and array_of(fields["fixed"]).all():
         yield "have every atom fixed: they add nothing to a force loss over free atoms"
 

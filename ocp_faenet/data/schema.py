@@ -56,6 +56,20 @@ def missing_keys(fields: Fields, kind: Kind) -> list[str]:
     return [key for key in (*STRUCTURE_KEYS, *kind.labels) if key not in fields]
 
 
+def tagged_as_ase(positions: Any, tags: Any) -> bool:
+    """Whether the atoms of tag 0 lie on top of all others, as with ASE's tags.
+
+    ASE's surface builders count layers from the top and give the adsorbate 0; here 0 is below the
+    surface, so that the adsorbate would be taken for bulk.
+
+    Args:
+        positions: (N, 3), Å.
+        tags: (N,).
+    """
+    heights, zero = array_of(positions)[:, 2], array_of(tags) == 0
+    return bool(zero.any() and not zero.all() and heights[zero].min() > heights[~zero].max())
+
+
 def faults(fields: Fields, kind: Kind) -> Iterator[str]:
     """What is wrong with a record, one sentence each; nothing for a good one."""
     absent = missing_keys(fields, kind)
