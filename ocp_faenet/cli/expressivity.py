@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -13,8 +12,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ocp_faenet.cli.documents import insert_into
+from ocp_faenet.cli.documents import insert_into, with_table
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.expressivity_cells import finished
 from ocp_faenet.cli.expressivity_report import markdown_of
 from ocp_faenet.cli.options import FILE, TABLES_INTO
 from ocp_faenet.cli.output import command_line, machine_class, write_json
@@ -26,21 +26,12 @@ from ocp_faenet.geometry.counterexamples import (
     twisted_ends,
 )
 from ocp_faenet.models.expressive_faenets import KINDS, faenet_subject
-from ocp_faenet.models.expressivity import (
-    CLEAR,
-    MARGIN,
-    RATE,
-    Subject,
-    build,
-    exactness,
-    trained,
-)
+from ocp_faenet.models.expressivity import METHOD, Subject, build, exactness, trained
 
 PEERS = ("SchNet", "DimeNet++", "PaiNN")
-#: Standard deviation of the noise on the random weights of the exact verdict.
-SHAKE = 0.2
-#: What the verdicts rest on beside the options: cells of another method are not taken over.
-METHOD = {"shake": SHAKE, "clear": CLEAR, "rate": RATE, "margin": MARGIN}
+#: Standard deviation of the noise on the random weights of the exact verdict: enough to move what
+#: starts at zero, and no more, for what a deep PaiNN says of far ends is soon lost in rounding.
+SHAKE = 0.15
 #: Options that say where numbers go.
 OUTPUTS = ("json_path", "plot", "into")
 #: Family -> its pairs for a range of k.
@@ -98,13 +89,12 @@ def expressivity(
     pairs = _pairs(families, largest)
     order = [] if train == "none" or not seeds else _known(train, "--train")
     settings = {"layers": layers, "inits": inits, "seeds": seeds, "budget": budget}
-    stamp = {"command": command_line(OUTPUTS), **settings, **METHOD}
-    found = _finished(json_path, stamp)
+    stamp = {"command": command_line(OUTPUTS), **settings, "shake": SHAKE, **METHOD}
+    machine, found = finished(json_path, stamp)
+    if into is not None:
+        with_table(into, "expressivity", "")  # before anything is looked at
     subjects = _subjects(models)
-    report: dict[str, Any] = {
-        **stamp, "data": "none", "machine": machine_class(),
-        "cells": [],
-    }  # fmt: skip
+    report: dict[str, Any] = {**stamp, "data": "none", "machine": machine, "cells": []}
     examiners = {name: Examiner(name, make, settings) for name, make in subjects.items()}
     work = [(name, family, pair) for family, pair in pairs for name in examiners]
     later = [
@@ -119,6 +109,7 @@ def expressivity(
         for name, family, pair in work:
             if (name, pair.name) not in found:
                 found[name, pair.name] = examiners[name].look(family, pair)
+                _here(report)
             _keep(report, found, json_path)
             bar.update()
         # Where the pose matters networks have most to learn, and the least to say.
@@ -126,6 +117,7 @@ def expressivity(
             cell = found[name, pair.name]
             if cell["trained"] is None and cell["at"] is not None:
                 cell["trained"] = examiners[name].train(pair, cell["at"])
+                _here(report)
                 _keep(report, found, json_path)
             bar.update()
     click.echo(markdown_of(report))
@@ -153,14 +145,18 @@ class Examiner:
         """The fewest layers that separate ``pair`` in exact arithmetic.
 
         ``at`` is ``None`` where no number of layers does; ``moves`` says that copies of one
-        structure differ as well, so that the verdict says nothing.
+        structure differ as well, so that the verdict says nothing, ``overflow`` that energies of
+        deeper networks are not finite.
         """
         result: dict[str, Any] = {
             "model": self.name, "family": family, "pair": pair.name, "at": None, "moves": False,
-            "exact": [], "trained": None,
+            "overflow": False, "exact": [], "trained": None,
         }  # fmt: skip
         for layers in range(1, self.settings["layers"] + 1):
             found = exactness(self.subject, self._random(layers), pair)
+            if not found.finite:
+                result["overflow"] = True
+                break
             result["exact"].append(
                 {"layers": layers, "gap": found.gap, "largest_gap": found.largest_gap,
                  "noise": found.noise}
@@ -184,6 +180,12 @@ class Examiner:
                 build(self.subject, layers, seed, shake=SHAKE) for seed in seeds
             ]
         return self.networks[layers]
+
+
+def _here(report: dict[str, Any]) -> None:
+    """This machine among those that the numbers are of."""
+    if machine_class() not in report["machine"]:
+        report["machine"] = "; ".join(filter(None, [report["machine"], machine_class()]))
 
 
 def _keep(report: dict[str, Any], cells: dict[tuple[str, str], Any], path: Path | None) -> None:
@@ -221,22 +223,3 @@ def _peer(name: str) -> Subject:
     from ocp_faenet.adapters.expressive_peers import peer_subject
 
     return peer_subject(name)
-
-
-def _finished(path: Path | None, stamp: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Cells that the same command left when it was interrupted, by model and pair."""
-    if path is None or not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text())
-        cells = {(cell["model"], cell["pair"]): cell for cell in report["cells"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInputError(
-            f"--json {path}: exists and is no report of expressivity; name another file"
-        ) from error
-    if other := [key for key, value in stamp.items() if report.get(key) != value]:
-        raise BadInputError(
-            f"--json {path}: holds cells with another {', '.join(other)}; name another file, or "
-            "remove this one"
-        )
-    return cells

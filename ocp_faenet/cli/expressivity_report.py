@@ -14,7 +14,7 @@ HEADINGS = {
     "fold": "L-fold ends, eclipsed or staggered, by L",
     "other": "Counter-examples",
 }
-NEVER = "-"
+NEVER, OVERFLOW = "-", "overflow"
 
 
 def text_of(cell: Mapping[str, Any]) -> str:
@@ -24,7 +24,7 @@ def text_of(cell: Mapping[str, Any]) -> str:
     if cell["moves"]:
         text = "pose" if trained is None else f"({min(trained['accuracy']):.2f})"
     elif cell["at"] is None:
-        return NEVER
+        return OVERFLOW if cell["overflow"] else NEVER
     else:
         text = str(cell["at"]) + ("" if trained is None or reached else "*")
     return f"**{text}**" if reached else text
@@ -53,6 +53,10 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     """How the tables are read, and what made them."""
     open_cells = any(cell["trained"] is None and cell["at"] is not None for cell in report["cells"])
     plain = " Plain: not trained." if open_cells else ""
+    large = any(cell["overflow"] for cell in report["cells"])
+    overflow = (
+        f" `{OVERFLOW}`: energies too large for float64 in networks so deep." if large else ""
+    )
     return (
         f"`{report['command']}`: fewest of at most {report['layers']} layers whose energies differ "
         f"in float64, the worst of {report['inits']} random weights. `{NEVER}`: no difference "
@@ -60,5 +64,5 @@ def sentence_of(report: Mapping[str, Any]) -> str:
         f"much. Bold: networks of that depth learned to tell the pair apart, all of "
         f"{report['seeds']} seeds with accuracy 1 in at most {report['budget']} steps. `*`: a seed "
         "did not; in parentheses the worst accuracy, where the pose matters."
-        f"{plain} No data; {report['machine']}."
+        f"{plain}{overflow} No data; {report['machine']}."
     )

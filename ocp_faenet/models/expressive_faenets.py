@@ -40,14 +40,8 @@ SPACE, PLANE = FrameAveraging.SPACE, FrameAveraging.PLANE
 #: Name -> space, method, graph norm.
 KINDS: dict[str, tuple[FrameAveraging | None, FAMethod | None, bool]] = {
     "FAENet, no frames": (None, None, True),
-    "FAENet, 3D stochastic": (SPACE, FAMethod.STOCHASTIC, True),
-    "FAENet, 3D det": (SPACE, FAMethod.DET, True),
-    "FAENet, 3D all": (SPACE, FAMethod.ALL, True),
-    "FAENet, 3D se3-all": (SPACE, FAMethod.SE3_ALL, True),
-    "FAENet, 3D learned": (SPACE, FAMethod.LEARNED, True),
-    "FAENet, 2D stochastic": (PLANE, FAMethod.STOCHASTIC, True),
-    "FAENet, 2D det": (PLANE, FAMethod.DET, True),
-    "FAENet, 2D all": (PLANE, FAMethod.ALL, True),
+    **{f"FAENet, 3D {method.value}": (SPACE, method, True) for method in FAMethod},
+    **{f"FAENet, 2D {method.value}": (PLANE, method, True) for method in FAMethod},
     "FAENet, 3D all, no graph norm": (SPACE, FAMethod.ALL, False),
 }
 

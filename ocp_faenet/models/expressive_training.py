@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,11 @@ JUDGED_EXACT, JUDGED = 2, 50
 LOOK_EVERY, GOOD_LOSS, RATE, EPSILON = 5, 0.5, 5e-3, 1e-60
 #: An energy is decided that is this far from halfway between the two structures.
 MARGIN = 0.2
+#: What the verdict after training rests on.
+TRAINING: Mapping[str, float] = {
+    "shown": SHOWN, "judged_exact": JUDGED_EXACT, "judged": JUDGED, "look_every": LOOK_EVERY,
+    "good_loss": GOOD_LOSS, "rate": RATE, "epsilon": EPSILON, "margin": MARGIN,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +18,10 @@ from ocp_faenet.models.expressive_subjects import (
     copies_of,
     graph_of,
 )
-from ocp_faenet.models.expressive_training import MARGIN, RATE, trained
+from ocp_faenet.models.expressive_training import TRAINING, trained
 
 __all__ = [
-    "CLEAR",
-    "MARGIN",
-    "RATE",
+    "METHOD",
     "Exactness",
     "Pose",
     "Subject",
@@ -41,6 +41,12 @@ CLEAR = 10.0
 MOVED = 1e-6
 #: Copies of each structure that test invariance.
 COPIES = 2
+#: All that both verdicts rest on. ``protocol`` is raised when a pair, a network or the way of a
+#: verdict changes.
+METHOD: Mapping[str, float] = {
+    "protocol": 2, "clear": CLEAR, "rounding": ROUNDING, "moved": MOVED, "copies": COPIES,
+    **TRAINING,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class Exactness:
         noise: largest difference between copies of one structure, likewise: moved, in another
             pose, its atoms in another order.
         clearness: smallest ratio of the two, each of the same weights, noise at least `ROUNDING`.
+        finite: whether all energies were finite; nothing is said of a pair otherwise.
     """
 
     gap: float
     largest_gap: float
     noise: float
     clearness: float
+    finite: bool = True
 
     @property
     def moves(self) -> bool:
@@ -68,7 +76,7 @@ class Exactness:
     @property
     def separates(self) -> bool:
         """Whether the two differ by more than copies of either, for all weights tried."""
-        return not self.moves and self.clearness > CLEAR
+        return self.finite and not self.moves and self.clearness > CLEAR
 
 
 @torch.no_grad()
@@ -83,6 +91,8 @@ def exactness(subject: Subject, networks: list[nn.Module], pair: Pair) -> Exactn
         here = subject.answers(network, graph)  # (2, S)
         there = subject.answers(network, copies).view(2, COPIES, -1)
         scale = float(torch.maximum(here.abs().max(), there.abs().max()))
+        if not math.isfinite(scale):
+            return Exactness(0.0, 0.0, 0.0, 0.0, finite=False)
         gaps.append(float(_distances(here[:1], here[1:]).min()) / scale)
         noise = max(
             float(_hausdorff(here[side], there[side, copy]))
