@@ -45,6 +45,14 @@ KINDS: dict[str, tuple[FrameAveraging | None, FAMethod | None, bool]] = {
     "FAENet, 3D all, no graph norm": (SPACE, FAMethod.ALL, False),
 }
 
+#: Whether frames lie in the plane, and are rotations alone -> what they make no matter.
+POSES = {
+    (False, False): Pose.SPACE,
+    (False, True): Pose.PROPER,
+    (True, False): Pose.PLANE,
+    (True, True): Pose.PROPER_PLANE,
+}
+
 
 def config_of(
     space: FrameAveraging | None, method: FAMethod | None, graph_norm: bool, layers: int
@@ -65,9 +73,8 @@ def faenet_subject(
 ) -> Subject:
     """FAENet of one frame method."""
     random = method in (FAMethod.STOCHASTIC, FAMethod.SE3_STOCHASTIC)
-    pose = Pose.PLANE if space is PLANE else Pose.SPACE
-    if method is not None and method.is_proper:
-        pose = Pose.PROPER
+    proper = method is not None and method.is_proper
+    pose = POSES[space is PLANE, proper]
 
     def make(layers: int) -> nn.Module:
         return FAENetCore(config_of(space, method, graph_norm, layers))

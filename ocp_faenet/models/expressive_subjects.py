@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ocp_faenet.geometry.counterexamples import Pair, Structure
-from ocp_faenet.geometry.rotations import random_orthogonal, random_rotations
+from ocp_faenet.geometry.rotations import (
+    random_orthogonal,
+    random_rotations,
+    random_rotations_about_z,
+)
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.transforms import (
     joined,
@@ -29,6 +34,7 @@ class Pose(str, Enum):
     SPACE = "rotations and reflections"
     PROPER = "rotations"
     PLANE = "rotations about z and vertical reflections"
+    PROPER_PLANE = "rotations about z"
 
 
 class Ensemble(Protocol):
@@ -143,7 +149,13 @@ def copies_of(graph: AtomGraph, count: int, pose: Pose, generator: torch.Generat
 
 
 def _poses(pose: Pose, count: int, generator: torch.Generator) -> Tensor:
-    if pose is Pose.PROPER:
-        return random_rotations(count, dtype=torch.float64, generator=generator)
-    about_z = pose is Pose.PLANE
-    return random_orthogonal(count, about_z=about_z, dtype=torch.float64, generator=generator)
+    make = _MATRICES[pose]
+    return make(count, dtype=torch.float64, generator=generator)
+
+
+_MATRICES: dict[Pose, Callable[..., Tensor]] = {
+    Pose.SPACE: random_orthogonal,
+    Pose.PROPER: random_rotations,
+    Pose.PLANE: partial(random_orthogonal, about_z=True),
+    Pose.PROPER_PLANE: random_rotations_about_z,
+}
