@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def same_weights() -> None:
     torch.manual_seed(1)
 
 
+@pytest.fixture
+def kernels() -> ctypes.CDLL:
+    """The compiled kernels; skips without a compiler, fails where one is no use."""
+    from native_cases import required_kernels
+
+    return required_kernels()
+
+
 @pytest.fixture(params=["torch", "compiled"])
 def form(request, monkeypatch):
     """The convolution with and without the compiled kernels."""
@@ -101,8 +110,8 @@ def form(request, monkeypatch):
 
     if request.param == "torch":
         monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip("no C++ compiler")
+    else:
+        request.getfixturevalue("kernels")
     return convolve
 
 

@@ -11,7 +11,6 @@ from ocp_faenet.models.faenet import FAENetCore
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.models.published import IS2RE, S2EF, with_method
 from ocp_faenet.models.synthetic import oc20_like
-from ocp_faenet.nn import native
 from ocp_faenet.nn.cells import (
     turn,
 )
@@ -111,7 +110,7 @@ def test_single_precision(form, counts, taps, atom_rows, channels):
     assert all(error < 2e-5 for error in errors(leaves, run, form))
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.usefixtures("kernels")
 def test_compiled_pass_at_the_ends_of_the_range():
     """Filters of any size: no overflow in the exponential, and nothing hidden in a NaN."""
     z = torch.tensor([-1e4, -100, -88, -87, -20, -1e-3, 0, 1e-30, 5, 87, 88, 1e4, float("nan")])

@@ -29,7 +29,7 @@ from ocp_faenet.nn.edges import EdgeEmbedding, cubic_taps
 pytestmark = pytest.mark.usefixtures("same_weights")
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("degree", sorted(REACH))
 def test_compiled_basis(degree):
     local = 2 * torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) - 1

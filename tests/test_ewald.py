@@ -217,7 +217,7 @@ def test_a_multiple_of_the_cell_has_the_messages_of_the_cell():
 # -- kernels and sizes ---------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("ewald", [BOX, CUTOFF, replace(BOX, num_residual=0)])
 @pytest.mark.parametrize("frames", [(1, 1), (3, 3), (3, 1)])
 @pytest.mark.parametrize("channels", [32, 64, 42])

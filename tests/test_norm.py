@@ -9,14 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ocp_faenet.nn import native
 from ocp_faenet.nn.interaction import Interaction, InteractionSettings
 from ocp_faenet.nn.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("same_weights")
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("channels", "per_graph"), [(48, True), (42, True), (48, False)])
 def test_compiled_norm(channels, per_graph, threads):

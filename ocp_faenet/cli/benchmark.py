@@ -22,6 +22,7 @@ from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import command_line, machine_class, write_json
 from ocp_faenet.models.contenders import all_faenets, usual_faenets
 from ocp_faenet.models.timing import peak_gflops
+from ocp_faenet.nn.native import library
 
 Model = TypeVar("Model")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -119,7 +120,7 @@ def benchmark(
     modes = list(MODES) if mode == "both" else [mode]
     peak = peak_gflops(where, clock=CLOCKS[clock])
     how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak, count)
-    device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else machine_class()
+    device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
     rows: list[dict[str, Any]] = []
     content = {
         "command": command_line(("json_file", "plot", "into")), "data": "synthetic slabs",
@@ -148,6 +149,11 @@ def benchmark(
 
         plot_times(rows, plot)
         click.echo(f"\n{plot}")
+
+
+def _processor() -> str:
+    """The machine's class, and whether FAENet's loops are compiled on it."""
+    return f"{machine_class()}, {'no ' if library() is None else ''}compiled kernels"
 
 
 def _device(name: str) -> torch.device:

@@ -1,5 +1,5 @@
 // The convolution of ocp_faenet.nn.convolution in one pass, so that the filters z never leave the
-// registers, and its backward pass but for the products. Compiled by ocp_faenet.nn.native at first use.
+// registers, and its backward pass but for the products. Compiled by ocp_faenet.nn.native_build.
 //
 //   z = M_cell^T phi + sum_a A[atom_rows] + sum_k w_k R[radial_rows]
 //   out[target] += x[source] * z * sigmoid(z)
@@ -26,7 +26,7 @@
 #endif
 #define UNROLL _Pragma("GCC unroll 8")
 // Loaded once, not again by each product that takes it: loads are what limits a tile otherwise.
-#if defined(__x86_64__)
+#if defined(__AVX__)
 #define IN_REGISTER(v) asm("" : "+x"(v))
 #else
 #define IN_REGISTER(v) (void)v

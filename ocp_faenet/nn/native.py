@@ -1,30 +1,26 @@
-"""The compiled pass of the convolution: built at first use, and done without where it cannot be.
+"""The compiled kernels, on tensors; PyTorch's operations do the same work where they do not apply.
 
-`kernels.cpp` is C++ without dependencies. The first convolution of a process looks for its compiled
-form in the cache folder of the user, or compiles it there in a second or two; the file name holds a
-hash of the source, the compiler and the processor. Without a compiler, with one that fails, or with
-``OCP_FAENET_NATIVE=0`` in the environment, PyTorch's operations do the same work.
+The first operation of a process that they would serve has them loaded or compiled
+(`native_build`). Where that fails it is said once, and with ``OCP_FAENET_NATIVE=0`` in the
+environment it is not tried.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import math
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ocp_faenet.nn.native_build import cache_folders, load_kernels
 
 if TYPE_CHECKING:
     from ocp_faenet.nn.ewald import WaveGroup
@@ -34,30 +30,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC")
 #: Largest degree of the basis, as in the source.
 MAX_DEGREE = 8
 #: Rows that a message may take of the tables of atoms and of radial terms.
 ATOM_ROWS, RADIAL_ROWS = (1, 2), (0, 1, 4)
-P, I64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-FORWARD: list[Any] = [I64, INT, INT, INT, INT, I64, I64, *[P] * 13]
-BASIS: list[Any] = [I64, INT, INT, P, P]
-PRODUCTS: list[Any] = [INT, I64, I64, I64, *[P] * 4]
-BACKWARD: list[Any] = [I64, I64, INT, INT, INT, INT, *[P] * 12]
-NORM: list[Any] = [I64, INT, *[I64] * 3, *[P] * 4, ctypes.c_float, P]
-EWALD: list[Any] = [I64, INT, *[I64] * 6, INT, INT, I64, *[P] * 9]
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or ``None``; sought once per process."""
+    if os.environ.get("OCP_FAENET_NATIVE", "1") == "0":
+        return None
+    if platform.system() != "Linux":
+        log.info("compiled kernels are not tried on %s", platform.system())
+        return None
+    try:
+        return load_kernels(cache_folders())
+    except (OSError, RuntimeError) as error:
+        log.warning(
+            "no compiled kernels, PyTorch's slower operations in their place: %s. "
+            "Install g++ or set CXX; OCP_FAENET_NATIVE=0 silences this",
+            error,
+        )
+        return None
+
+
+def _kernels_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The kernels, where they take such tensors: nothing is compiled for any others."""
+    if _switched_off or any(
+        t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors
+    ):
+        return None
+    return library()
 
 
 def pass_for(operands: Operands) -> NativePass | None:
     """The compiled pass over the operands, or ``None`` where it does not apply."""
     radial = operands.messages.radial
     taps = 0 if radial is None else radial.rows.shape[1]
-    fits = operands.atom_rows.shape[1] in ATOM_ROWS and taps in RADIAL_ROWS
-    if operands.x.dtype is not torch.float32 or not fits:
+    if operands.atom_rows.shape[1] not in ATOM_ROWS or taps not in RADIAL_ROWS:
         return None
-    found = None if _switched_off else library()
+    found = _kernels_for(*operands.values)
     if found is None or operands.channels % found.faenet_lanes():
         return None
     return NativePass(found, operands)
@@ -128,8 +141,8 @@ class NativePass:
 
 def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     """`cells.chebyshev_products` of ``(M, 3)``, or ``None`` where it is not compiled."""
-    found = None if _switched_off or local.dtype is not torch.float32 else library()
-    if found is None or local.requires_grad or local.device.type != "cpu" or degree > MAX_DEGREE:
+    found = None if local.requires_grad or degree > MAX_DEGREE else _kernels_for(local)
+    if found is None:
         return None
     local = local.contiguous()
     out = local.new_empty(local.shape[0], math.comb(degree + 3, 3))
@@ -141,8 +154,8 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
 
 def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | None:
     """``counts`` rows of ``(M, K)`` by each of ``(cells, K, C)``, or ``None``; no gradients."""
-    found = None if _switched_off or rows.dtype is not torch.float32 else library()
-    if found is None or rows.device.type != "cpu" or matrices.dtype is not rows.dtype:
+    found = _kernels_for(rows, matrices)
+    if found is None:
         return None
     rows, (cells, terms, channels) = rows.contiguous(), matrices.shape
     padded = torch.nn.functional.pad(matrices, (0, -channels % found.faenet_lanes()))
@@ -161,14 +174,11 @@ def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     Returns:
         Whether that was done; ``x`` is as it was otherwise.
     """
-    found = None if _switched_off or torch.is_grad_enabled() else library()
     tensors = (x, norm.weight, norm.bias, norm.mean_scale)
-    if found is None or not norm.per_graph or x.shape[-1] % found.faenet_lanes():
+    if torch.is_grad_enabled() or not norm.per_graph or not all(t.is_contiguous() for t in tensors):
         return False
-    if any(
-        t.dtype is not torch.float32 or t.device.type != "cpu" or not t.is_contiguous()
-        for t in tensors
-    ):
+    found = _kernels_for(*tensors)
+    if found is None or x.shape[-1] % found.faenet_lanes():
         return False
     ends = torch.bincount(topology.batch, minlength=topology.num_graphs).cumsum(0)
     found.faenet_norm(
@@ -201,17 +211,14 @@ def ewald_group(
     Returns:
         Whether that was done; nothing is written otherwise.
     """
-    found = None if _switched_off or h.dtype is not torch.float32 else library()
-    tensors = [h, short, group.waves, filters, *layers]
-    if found is None or group.counts is None or h.shape[0] not in (1, short.shape[0]):
+    if group.counts is None or h.shape[0] not in (1, short.shape[0]):
         return False
-    if any(t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors):
-        return False
-    channels, lanes = h.shape[-1], found.faenet_lanes()
-    if channels % lanes or width % lanes:
+    found = _kernels_for(h, short, group.waves, filters, *layers)
+    channels = h.shape[-1]
+    if found is None or channels % found.faenet_lanes() or width % found.faenet_lanes():
         return False
     h, short, filters, *layers = (t.contiguous() for t in (h, short, filters, *layers))
-    pointers = (P * max(1, len(layers)))(*(t.data_ptr() for t in layers))
+    pointers = (ctypes.c_void_p * max(1, len(layers)))(*(t.data_ptr() for t in layers))
     structures, slots, waves = group.waves.shape
     found.faenet_ewald(
         channels, torch.get_num_threads(), short.shape[0], h.shape[0], h.shape[1], structures,
@@ -224,72 +231,3 @@ def ewald_group(
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or ``None``."""
-    if os.environ.get("OCP_FAENET_NATIVE", "1") == "0":
-        return None
-    try:
-        return _load(_build())
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        log.info("convolution by PyTorch's operations, nothing compiled: %s", error)
-        return None
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-    found.faenet_forward.argtypes, found.faenet_forward.restype = FORWARD, None
-    found.faenet_products.argtypes, found.faenet_products.restype = PRODUCTS, None
-    found.faenet_ewald.argtypes, found.faenet_ewald.restype = EWALD, None
-    found.faenet_norm.argtypes, found.faenet_norm.restype = NORM, None
-    found.faenet_basis.argtypes, found.faenet_basis.restype = BASIS, None
-    found.faenet_backward.argtypes, found.faenet_backward.restype = BACKWARD, None
-    return found
-
-
-def _build() -> Path:
-    """Path of the compiled library, made now if it is not there."""
-    if platform.system() != "Linux":
-        raise RuntimeError(f"not tried on {platform.system()}")
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise RuntimeError(f"no C++ compiler found ({', '.join(COMPILERS)}); set CXX")
-    version = subprocess.run(
-        [*compiler.split(), "--version"], capture_output=True, check=True, timeout=20
-    ).stdout
-    key = hashlib.sha256(SOURCE.read_bytes() + version + " ".join(FLAGS).encode() + _processor())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocp_faenet"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{folder} belongs to somebody else")
-    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            _compile(compiler, Path(work), path)
-    return path
-
-
-def _compile(compiler: str, work: Path, path: Path) -> None:
-    # Linked without -fopenmp: its symbols are then those of the OpenMP runtime that PyTorch has
-    # loaded already, and not of a second one with threads of its own.
-    steps = (
-        [*FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(work / "k.o")],
-        ["-shared", str(work / "k.o"), "-o", str(work / "k.so")],
-    )
-    for arguments in steps:
-        subprocess.run(
-            [*compiler.split(), *arguments], capture_output=True, check=True, timeout=120
-        )
-    os.replace(work / "k.so", path)
-
-
-def _processor() -> bytes:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(x for x in lines if x.startswith(wanted))).encode()
