@@ -117,19 +117,3 @@ def test_batch_mates_of_ambiguous_structures_are_not_touched(models):
         forces = torch.cat([single["forces"] for single in singles])
         assert float((whole["energy"] - energies).abs().max()) < EXACT
         assert float((whole["forces"] - forces).abs().max()) < EXACT
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("space", ["2D", "3D"])
-def test_copies_of_ambiguous_structures_collect_to_the_same_embedding(models, space, method):
-    """The cheap way (only ambiguous structures are computed more often) is the same mean."""
-    graphs = [structure(cloud(k), [6] * len(cloud(k))) for k in ("three atoms", "hexagon")]
-    graphs += [structure(cloud(k), [7] * len(cloud(k))) for k in ("square", "one atom")]
-    graph = transforms.joined(graphs)
-    backbone = models[space, method].backbone
-    frames = backbone.eval_frames.frames(graph)
-    embedding = backbone(frames.copies(graph), rotations=frames.rotations)
-    expected = backbone(graph, rotations=frames.rectangular())
-    for found, layer in zip(embedding.layers[1:], expected.layers[1:], strict=True):
-        torch.testing.assert_close(frames.collect(found, graph), layer, rtol=0, atol=1e-12)
-    assert len(frames.rotations) < graph.num_graphs * len(expected.final)

@@ -56,12 +56,11 @@ def diversity_by_layer(
         graph = unpack(batch, model.config, model.dtype, otf_graph=not model.stored_edges)
         embedding = backbone(graph)
         topology = embedding.topology
-        yield torch.stack(
-            [
-                mean_average_distance(h, topology.batch, topology.num_graphs).mean(0)
-                for h in embedding.layers
-            ]
-        )
+        mads = (
+            mean_average_distance(h, topology.batch, topology.num_graphs).unsqueeze(-1)
+            for h in embedding.layers
+        )  # (F, R, 1)
+        yield torch.cat([embedding.of_structures(mad) for mad in mads], dim=-1).T
 
 
 def backbone_of(model: HostModel) -> FAENetBackbone:

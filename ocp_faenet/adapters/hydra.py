@@ -34,8 +34,8 @@ FORCE_KEYS = ("force_decoder_type", "force_decoder_model_config")
 
 @dataclass(frozen=True)
 class BackboneState:
-    """What heads get: the embedding, the positions of a gradient, the seed of this pass, and how
-    many training passes there were before it.
+    """What heads get: the embedding (of each row of frames, see `Embedding`), the positions of a
+    gradient, the seed of this pass, and how many training passes there were before it.
     """
 
     embedding: Embedding

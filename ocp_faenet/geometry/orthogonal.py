@@ -17,8 +17,8 @@ def gram_schmidt(vectors: Tensor, fallback: Tensor, *, planar: bool, proper: boo
     and the same ``x'``.
 
     Args:
-        vectors: ``(B, 3, 3)``, columns.
-        fallback: ``(B, 3, 3)`` orthonormal, taken whole where the vectors are (nearly) dependent.
+        vectors: ``(..., 3, 3)``, columns.
+        fallback: ``(..., 3, 3)`` orthonormal, taken whole where the vectors are (nearly) dependent.
         planar: use the horizontal parts of the first two; the third column is z.
         proper: the last free column is the cross product of the others, which does not flip
             with a reflection; otherwise it is made from its own vector, which does.
@@ -28,7 +28,7 @@ def gram_schmidt(vectors: Tensor, fallback: Tensor, *, planar: bool, proper: boo
     last = 1 if planar else 2
     with torch.no_grad():
         usable = _independence(vectors, last - 1 if proper else last) > INDEPENDENT
-    vectors = torch.where(usable[:, None, None], vectors, fallback)
+    vectors = torch.where(usable[..., None, None], vectors, fallback)
     columns: list[Tensor] = []
     for k in range(last if proper else last + 1):
         columns.append(_unit(_remove(vectors[..., k], columns)))
@@ -61,7 +61,7 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def _independence(vectors: Tensor, last: int) -> Tensor:
-    """``(B,)`` shortest part of the first ``last + 1`` columns that the ones before leave."""
+    """``(...)`` shortest part of the first ``last + 1`` columns that the ones before leave."""
     columns: list[Tensor] = []
     shortest = torch.full_like(vectors[..., 0, 0], torch.inf)
     for k in range(last + 1):

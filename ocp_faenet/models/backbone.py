@@ -11,7 +11,7 @@ from ocp_faenet.geometry.frames import common_signs
 from ocp_faenet.geometry.pairs import undirected_pairs
 from ocp_faenet.models.config import FAENetConfig, MPType, NormScope, SkipConnection
 from ocp_faenet.models.ewald import long_range
-from ocp_faenet.models.frame_provider import Frames
+from ocp_faenet.models.frame_provider import Frames, Origin
 from ocp_faenet.models.frames import frame_providers
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
@@ -45,10 +45,12 @@ class Embedding:
     """What heads need of the backbone.
 
     Attributes:
-        layers: atom embeddings ``(F, N, C)`` after the embedding block and each interaction.
-        final: ``(F, N, C)``, the embeddings that are read out.
-        rotations: ``(B, F, 3, 3)`` frames in which they were made.
-        topology: the graph's.
+        layers: atom embeddings ``(F, N', C)`` after the embedding block and each interaction.
+        final: ``(F, N', C)``, the embeddings that are read out.
+        rotations: ``(R, F, 3, 3)`` frames in which they were made.
+        topology: of the graph that they were made on, ``R`` structures of together ``N'`` atoms.
+        origin: where numbers of frames differ, each structure is embedded once for each of its
+            rows of ``F``; ``None`` where ``R`` is ``B`` and ``N'`` is ``N``.
         kept: mask over all atoms of the structures of those embedded, ``None`` for all.
     """
 
@@ -56,11 +58,12 @@ class Embedding:
     final: Tensor
     rotations: Tensor
     topology: Topology
+    origin: Origin | None = None
     kept: Tensor | None = None
 
     def turn_back(self, vectors: Tensor) -> Tensor:
-        """Vectors ``(F, N, 3)`` in each frame to their mean in space ``(N, 3)`` (equation 8)."""
-        rotations = self.rotations[self.topology.batch]  # (N, F, 3, 3)
+        """Vectors ``(F, N', 3)`` in each frame to their mean in space ``(N, 3)`` (equation 8)."""
+        rotations = self.rotations[self.topology.batch]  # (N', F, 3, 3)
         turned = torch.einsum("fnk,nfjk->nj", vectors, rotations) / rotations.shape[1]
         return self.of_all_atoms(turned)
 
@@ -68,8 +71,15 @@ class Embedding:
         """Final embeddings, mean over frames, of all atoms: ``(N, C)``."""
         return self.of_all_atoms(self.final.mean(0))
 
+    def of_structures(self, values: Tensor) -> Tensor:
+        """Values ``(F, R, D)`` in each frame to their mean ``(B, D)``."""
+        mean = values.mean(0)
+        return mean if self.origin is None else self.origin.of_structures(mean)
+
     def of_all_atoms(self, values: Tensor) -> Tensor:
-        """Rows of the embedded atoms among zeros for those that were left out."""
+        """Values ``(N', D)``, mean over frames, to ``(N, D)``: zeros where atoms were left out."""
+        if self.origin is not None:
+            values = self.origin.of_atoms(values)
         if self.kept is None:
             return values
         everywhere = values.new_zeros(self.kept.shape[0], values.shape[1])
@@ -155,17 +165,11 @@ class FAENetBackbone(nn.Module):
             frames = provider.frames(graph, generator)
         else:
             frames = Frames(rotations)
-        copies = frames.copies(graph)
+        copies, origin = frames.copies(graph)
         if self.training and self.config.dropout_edge > 0:
             copies = self._drop_edges(copies, generator)
         layers, final = self._propagate(copies, frames.rotations)
-        return Embedding(
-            tuple(frames.collect(h, graph) for h in layers),
-            frames.collect(final, graph),
-            frames.rectangular(),
-            graph.topology,
-            kept,
-        )
+        return Embedding(tuple(layers), final, frames.rotations, copies.topology, origin, kept)
 
     def _rewired(self, graph: AtomGraph) -> tuple[AtomGraph, Tensor | None]:
         """What the network sees, and the mask of the atoms kept, ``None`` for all."""

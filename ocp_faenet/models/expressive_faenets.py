@@ -148,14 +148,24 @@ def _answers(network: nn.Module, graph: AtomGraph) -> Tensor:
 
 
 def _in_every_frame(network: nn.Module, graph: AtomGraph) -> Tensor:
-    """``(B, F)``: the energy in each frame that might be drawn."""
+    """``(B, F)``: the energy in each frame that might be drawn.
+
+    ``F`` is the largest number of frames; of a structure with fewer of them, some come again.
+    """
     if not isinstance(network, FAENetCore):
         raise TypeError(f"expected a FAENetCore, got {type(network).__name__}")
     method = network.config.fa_method
     proper = method is not None and method.is_proper
-    rotations = AllFrames(network.config, proper=proper, exact=True)(graph)  # (B, F, 3, 3)
+    frames = AllFrames(network.config, proper=proper, exact=True).frames(graph)
+    copies, _ = frames.copies(graph)
     energies = [
-        network(graph, rotations=rotations[:, frame : frame + 1])["energy"]
-        for frame in range(rotations.shape[1])
+        network(copies, rotations=rotation.unsqueeze(1))["energy"]  # (R, 1)
+        for rotation in frames.rotations.unbind(1)
     ]
-    return torch.cat(energies, dim=-1)
+    each = torch.cat(energies, dim=-1)  # (R, F)
+    if frames.rows is None:
+        return each
+    counts = torch.bincount(frames.rows) * each.shape[1]
+    sets = each.flatten().split(counts.tolist())
+    slots = torch.arange(int(counts.max()), device=each.device)
+    return torch.stack([found[slots % len(found)] for found in sets])

@@ -64,8 +64,8 @@ class EnergyHead(nn.Module):
             alpha = self.initial_weights(embedding.layers[0])
         read = embedding.layers if self.every_layer else (embedding.final,)
         energies = [self.readout(h, alpha, embedding.topology) for h in read]
-        energy: Tensor = self.combine(energies)  # (F, B, out_dim)
-        return energy.mean(0)
+        energy: Tensor = self.combine(energies)  # (F, R, out_dim)
+        return embedding.of_structures(energy)
 
 
 class ForceHead(nn.Module):

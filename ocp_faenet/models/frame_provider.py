@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ocp_faenet.geometry.rotations import random_rotations, random_rotations_about_z
+from ocp_faenet.geometry.segments import segment_mean
 from ocp_faenet.models.config import Augmentation
 from ocp_faenet.models.graph import AtomGraph
-from ocp_faenet.models.transforms import repeated
+from ocp_faenet.models.transforms import atoms_of_rows, repeated
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the copies come from that a network is run on: one for each row of frames.
+
+    Attributes:
+        structures: ``(R,)`` the structure of each copy.
+        atoms: ``(N',)`` the atom of each atom of the copies.
+        num_graphs, num_atoms: ``B`` and ``N`` of the batch that was copied.
+    """
+
+    structures: Tensor
+    atoms: Tensor
+    num_graphs: int
+    num_atoms: int
+
+    def of_structures(self, values: Tensor) -> Tensor:
+        """Mean over the copies of each structure: ``(R, D)`` to ``(B, D)``."""
+        return _mean(values, self.structures, self.num_graphs)
+
+    def of_atoms(self, values: Tensor) -> Tensor:
+        """Mean over the copies of each atom: ``(N', D)`` to ``(N, D)``."""
+        return _mean(values, self.atoms, self.num_atoms)
 
 
 @dataclass(frozen=True)
@@ -28,56 +52,43 @@ class Frames:
     rotations: Tensor
     rows: Tensor | None = None
 
-    def slots(self) -> Tensor | None:
-        """``(F', B)``: the row and frame, numbered together, of each structure in slot ``f``.
+    def rectangular(self) -> Tensor:
+        """``(B, F', 3, 3)``, all frames of each structure.
 
-        ``F'`` is the smallest count that repeats every structure's frames evenly, so that a plain
-        mean over slots is the mean over frames. ``None`` where rows are structures already.
+        Raises:
+            ValueError: structures of the batch have different numbers of frames.
         """
         if self.rows is None:
-            return None
-        width = self.rotations.shape[1]
-        counts = torch.bincount(self.rows) * width  # (B,)
-        first = counts.cumsum(0) - counts
-        slots = torch.arange(math.lcm(*counts.tolist()), device=self.rows.device)
-        return first + slots.unsqueeze(-1) % counts
-
-    def rectangular(self) -> Tensor:
-        """``(B, F', 3, 3)``: the same number of frames for each structure."""
-        slots = self.slots()
-        if slots is None:
             return self.rotations
-        return self.rotations.flatten(0, 1)[slots].transpose(0, 1)
+        counts = torch.bincount(self.rows)
+        if not bool((counts == counts[0]).all()):
+            found = sorted(set((counts * self.rotations.shape[1]).tolist()))
+            raise ValueError(f"frames: structures have {found} of them; take them one by one")
+        return self.rotations.reshape(len(counts), -1, 3, 3)
 
-    def copies(self, graph: AtomGraph) -> AtomGraph:
-        """Each structure once for each of its rows: what a network should be run on."""
-        return graph if self.rows is None else repeated(graph, self.rows)
+    def copies(self, graph: AtomGraph) -> tuple[AtomGraph, Origin | None]:
+        """Each structure once for each of its rows: what a network should be run on.
 
-    def collect(self, values: Tensor, graph: AtomGraph) -> Tensor:
-        """``(F, N', C)`` of the atoms of `copies` to ``(F', N, C)``, as `rectangular`.
-
-        Values that do not depend on the frame may have a first axis of length 1.
+        ``None`` where that is the graph itself.
         """
-        slots = self.slots()
-        if self.rows is None or slots is None:
-            return values
-        width = self.rotations.shape[1]
-        values = values.expand(width, -1, -1)
-        size = torch.bincount(graph.batch, minlength=graph.num_graphs)
-        first = size.cumsum(0) - size  # (B,)
-        copy_size = size[self.rows]
-        copy_first = copy_size.cumsum(0) - copy_size  # (R,)
-        slot = slots[:, graph.batch]  # (F', N)
-        row, frame = torch.div(slot, width, rounding_mode="floor"), slot % width
-        place = torch.arange(graph.num_atoms, device=slot.device) - first[graph.batch]
-        return values[frame, copy_first[row] + place]
+        if self.rows is None:
+            return graph, None
+        atoms = atoms_of_rows(graph, self.rows)
+        origin = Origin(self.rows, atoms, graph.num_graphs, graph.num_atoms)
+        return repeated(graph, self.rows), origin
+
+
+def _mean(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """`segment_mean`, summed in single precision at least."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return segment_mean(wide, index, count).to(values.dtype)
 
 
 class FrameProvider(nn.Module):
     """Rotations of each structure, ``(B, F, 3, 3)``, columns the axes of the frame."""
 
     def forward(self, graph: AtomGraph, generator: torch.Generator | None = None) -> Tensor:
-        """Frames from the positions as they are now, the same number for each structure."""
+        """Frames from the positions as they are now; see `Frames.rectangular`."""
         return self.frames(graph, generator).rectangular()
 
     def frames(self, graph: AtomGraph, generator: torch.Generator | None = None) -> Frames:

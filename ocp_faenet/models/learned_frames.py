@@ -49,20 +49,20 @@ class LearnedFrames(FrameProvider):
         self.register_buffer("patterns", patterns, persistent=False)
 
     def frames(self, graph: AtomGraph, generator: torch.Generator | None = None) -> Frames:
-        """``(R, |K|, 3, 3)``; in training an ambiguous structure starts from one of its frames."""
+        """``|K|`` for each frame of ``det``; in training, for one drawn from them."""
         principal = self.train_start if self.training else self.eval_start
         start = principal.frames(graph, generator)
         with torch.autocast(graph.positions.device.type, enabled=False):
             learned = self.network(graph.edge_vectors, graph.atomic_numbers, graph.topology)
-            base = start.rotations[:, 0]  # (R, 3, 3)
+            base = start.rotations  # (R, F, 3, 3)
             if start.rows is not None:
                 learned = learned[start.rows]
             count = learned.shape[1]
-            columns = base[..., :count] + learned.mT
+            columns = base[..., :count] + learned.mT.unsqueeze(1)
             vectors = torch.cat([columns, base[..., count:]], dim=-1)
             frame = gram_schmidt(vectors, base, planar=self.planar, proper=self.right_handed)
-            rotations = frame.unsqueeze(1) * self.patterns.to(frame).unsqueeze(-2)
-        return Frames(rotations, start.rows)
+            rotations = frame.unsqueeze(2) * self.patterns.to(frame).unsqueeze(-2)
+        return Frames(rotations.flatten(1, 2), start.rows)
 
 
 def _patterns(subgroup: Subgroup | None, *, planar: bool, proper: bool) -> Tensor:

@@ -112,17 +112,13 @@ class PrincipalFrames(FrameProvider):
     def _all_rows(
         usual: Tensor, sets: dict[int, Tensor], generator: torch.Generator | None
     ) -> Frames:
-        """All frames of every structure; as many rows as hold them evenly."""
-        width = usual.shape[1]
-        parts, rows = [], []
-        for index in range(len(usual)):
-            part = usual[index]
-            if index in sets:
-                count = math.lcm(width, len(sets[index]))
-                part = sets[index].repeat(count // len(sets[index]), 1, 1)
-            parts.append(part)
-            rows += [index] * (len(part) // width)
+        """All frames of every structure, each once, in the widest rows that hold them evenly."""
+        parts = [sets.get(index, frames) for index, frames in enumerate(usual.unbind(0))]
+        width = math.gcd(*map(len, parts))
         rotations = torch.cat(parts).view(-1, width, 3, 3)
+        if len(rotations) == len(parts):
+            return Frames(rotations)
+        rows = [index for index, part in enumerate(parts) for _ in range(len(part) // width)]
         return Frames(rotations, torch.tensor(rows, device=usual.device))
 
     @staticmethod

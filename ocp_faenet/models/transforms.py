@@ -97,7 +97,7 @@ def repeated(graph: AtomGraph, rows: Tensor) -> AtomGraph:
         rows: ``(R,)``, any structures in any order.
     """
     edge_graph = graph.batch.index_select(0, graph.edge_index[1])
-    size = torch.bincount(graph.batch, minlength=graph.num_graphs)
+    size = _sizes(graph)
     first = size.cumsum(0) - size
     atoms, batch = _members(size, rows)
     edges, edge_row = _members(torch.bincount(edge_graph, minlength=graph.num_graphs), rows)
@@ -115,9 +115,19 @@ def repeated(graph: AtomGraph, rows: Tensor) -> AtomGraph:
     )
 
 
+def atoms_of_rows(graph: AtomGraph, rows: Tensor) -> Tensor:
+    """``(N',)`` the atom of ``graph`` that each atom of ``repeated(graph, rows)`` copies."""
+    return _members(_sizes(graph), rows)[0]
+
+
 def alone(graph: AtomGraph, index: int) -> AtomGraph:
     """Structure ``index`` of the batch by itself."""
     return repeated(graph, torch.tensor([index], device=graph.batch.device))
+
+
+def _sizes(graph: AtomGraph) -> Tensor:
+    """``(B,)`` atoms of each structure."""
+    return torch.bincount(graph.batch, minlength=graph.num_graphs)
 
 
 def _members(size: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
