@@ -139,7 +139,7 @@ class Interaction(nn.Module):
             return h
         if self.act is F.silu and native.norm_and_silu(h, self.norm, topology):
             return h
-        return self.act(self.norm(h, topology.batch, topology.num_graphs))
+        return self.act(self.norm(h, topology))
 
     def finish(self, h: Tensor) -> Tensor:
         """The second perceptron of ``complex_mp``."""
