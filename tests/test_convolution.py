@@ -184,15 +184,3 @@ def test_whole_model_in_single_precision(form, config):
         scale = float(value.abs().max())
         torch.testing.assert_close(fast[key].double(), value, rtol=0, atol=1e-5 * scale)
         assert torch.equal(kept[key], fast[key])
-
-
-def test_messages_of_half_precision_are_summed_in_single():
-    """A thousand messages of 1 to one atom: a sum that is kept in bfloat16 stays at 256."""
-    m, zeros = 1000, torch.zeros(1000, dtype=torch.long)
-    one = torch.ones(1, 8, dtype=torch.bfloat16)
-    messages = Messages(zeros, zeros, zeros, 1, (m,))
-    features = torch.ones(m, 1, dtype=torch.bfloat16)
-    operands = Operands(one, features, one[None] / 2, one / 2, zeros[:, None], None, messages)
-    found = convolve_plain(operands, None)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, torch.full_like(found, m))
