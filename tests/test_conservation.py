@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,16 @@ def test_value_is_equation_9():
     mse = EnergyConservationLoss(ConservationNorm.MSE)(forces, gradient)
     assert torch.equal(mae, difference.abs())
     assert torch.equal(mse, difference**2)
+
+
+@pytest.mark.parametrize("norm", list(ConservationNorm))
+def test_copies_and_pickles(norm):
+    """As the host's own losses: a study's processes hand them on."""
+    loss = Conservation.of(Term(fn="energy_conservation", coefficient=1, norm=norm)).loss
+    forces, gradient, natoms = torch.randn(5, 3), torch.zeros(5, 3), torch.tensor([5])
+    exact = loss(forces, gradient, natoms)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other(forces, gradient, natoms), exact)
 
 
 @pytest.mark.parametrize("branch", list(Branch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -159,13 +160,19 @@ def test_leading_directions_leave_out_what_they_say(form, signs):
     torch.testing.assert_close(directions @ every.flatten(2), full.flatten(2), rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_weights_that_are_no_numbers_give_none():
-    """A diverged model predicts NaN, as without tables; it is not a failed eigenvalue problem."""
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("layer", ["directional", "radial"])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_are_no_numbers_give_none(training, layer, part, value):
+    """A diverged model predicts none, as without tables; it is not a failed eigenvalue problem."""
     model = EdgeEmbedding(6.0, 104, 480, F.silu, second_layer=False)
-    model.directional.bias[7] = float("nan")
-    values = model(*random_edges(20000)).full()
-    assert values[..., 7].isnan().all()
+    with torch.no_grad():
+        getattr(getattr(model, layer), part)[7].fill_(float(value))
+    channel = 7 if layer == "directional" else 247
+    with torch.set_grad_enabled(training):
+        values = model(*random_edges(20000)).full()[..., channel]
+    assert not values.isfinite().any()
 
 
 def test_grid_is_chosen_by_work():
@@ -178,6 +185,8 @@ def test_grid_is_chosen_by_work():
     few = choose_grid(6.0, 0.45, 3000, 240, kept=True)
     assert few.num_cells * few.terms < large.num_cells * large.terms
     assert choose_grid(6.0, 30.0, 1_000_000, 240, kept=True) is None
+    for steepness in (math.nan, math.inf, 3e38):
+        assert choose_grid(6.0, steepness, 24_000, 240, kept=False) is None
 
 
 def test_tables_are_left_where_they_would_not_be_exact():

@@ -12,6 +12,7 @@ import plugin_fixtures as fx
 from ocp_faenet.adapters.plugin import PUBLIC
 from ocp_faenet.adapters.unpack import unpack
 from ocp_faenet.models.config import ForceMode
+from plugin_cases import hydra_like
 
 MODEL = {**fx.TINY, "otf_graph": True, "regress_forces": "from_energy", "energy_head": None}
 FRAMES = [
@@ -127,6 +128,34 @@ def test_inference_builds_no_graph_where_none_is_asked_for(mode):
     assert "forces_grad_target" not in out
     assert data.pos.grad is None
     assert not data.pos.requires_grad
+
+
+@pytest.mark.parametrize("frames", FRAMES, ids=lambda f: "-".join(map(str, f.values())))
+@pytest.mark.parametrize("ewald", [None, {"box": [1, 1, 1]}], ids=["short", "ewald"])
+@pytest.mark.parametrize("form", ["plain", "hydra"])
+def test_forces_from_the_energy_in_inference_mode(form, ewald, frames):
+    """Also of a batch that was made in it; and training goes on afterwards."""
+    options = {**MODEL, **frames, "ewald": ewald}
+    network = PUBLIC["FAENet"](**options).eval()
+    if form == "hydra":
+        network = hydra_like(network, **{"fa_method": None, **options}).eval()
+
+    def predictions(data):
+        torch.manual_seed(11)
+        out = network(data)
+        return out["energy"], out["forces"]
+
+    data = data_list_collater([fx.slab_record(seed) for seed in range(2)], otf_graph=True)
+    exact = predictions(data)
+    with torch.inference_mode():
+        made_there = data.clone()
+        found, again = predictions(data), predictions(made_there)
+    assert made_there.pos.is_inference()
+    for a, b, c in zip(found, again, exact, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, c)
+    network.train()
+    sum(value.square().sum() for value in predictions(data)).backward()
 
 
 def test_training_takes_the_gradient_to_the_order_needed():

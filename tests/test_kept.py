@@ -55,6 +55,21 @@ class TestKept:
         value()
         assert len(calls) == 2
 
+    @pytest.mark.parametrize("grad", [True, False])
+    def test_made_without_autocast(self, grad):
+        """What passes with and without autocast share must not depend on which came first."""
+        linear, kept = nn.Linear(3, 2), Kept()
+
+        def value():
+            return kept.get((linear.weight,), (), lambda: linear.weight @ linear.weight.T)
+
+        with torch.set_grad_enabled(grad):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert (linear.weight @ linear.weight.T).dtype == torch.bfloat16
+                first = value()
+            assert torch.equal(first, linear.weight @ linear.weight.T)
+            assert torch.equal(value(), first)
+
     def test_copies_start_empty(self):
         _, kept, _, value = self.make()
         with torch.no_grad():

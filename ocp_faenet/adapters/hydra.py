@@ -7,6 +7,7 @@ and, where forces are gradients, the positions that the energy depends on travel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from ocp_faenet.models.backbone import Embedding
 from ocp_faenet.models.backbone import FAENetBackbone as CoreBackbone
 from ocp_faenet.models.config import FAENetConfig, ForceMode
 from ocp_faenet.models.faenet import EnergyHead, ForceHead
+from ocp_faenet.models.gradients import at_own_positions, gradients_taken
 from ocp_faenet.nn.conservation import GradientOrder
 
 EMBEDDING = "faenet"
@@ -73,8 +75,7 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
         positions = None
         with _gradients(self), seeded(seed, graph.positions.device):
             if takes_gradient(self):
-                positions = graph.positions.detach().requires_grad_(True)
-                graph = graph.with_positions(positions)
+                graph, positions = at_own_positions(graph)
             with named_cells(data, graph):
                 embedding = self.core(graph, rotations=rotations)
         state = BackboneState(embedding, positions, seed, passes)
@@ -173,6 +174,6 @@ def takes_gradient(module: Any) -> bool:
     return config.regress_forces is ForceMode.FROM_ENERGY
 
 
-def _gradients(module: nn.Module) -> torch.set_grad_enabled:
+def _gradients(module: nn.Module) -> AbstractContextManager[None]:
     """Gradients on where this pass needs them, whatever the trainer says; else as they are."""
-    return torch.set_grad_enabled(takes_gradient(module) or torch.is_grad_enabled())
+    return gradients_taken() if takes_gradient(module) else nullcontext()

@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def widened(values: Tensor) -> Tensor:
+    """The values in the precision in which many of them are summed: single at least.
+
+    A sum that is kept in bfloat16 no longer grows at 256 terms.
+    """
+    half = values.dtype in (torch.bfloat16, torch.float16)
+    return values.float() if half else values
+
+
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Sum the rows of ``values`` that share a segment.
 
@@ -17,8 +26,13 @@ def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
         num_segments: number of segments ``S``; empty ones give zeros.
 
     Returns:
-        ``(..., S, C)``.
+        ``(..., S, C)``, in the dtype of ``values``.
     """
+    return _wide_sum(values, index, num_segments).to(values.dtype)
+
+
+def _wide_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+    values = widened(values)
     out = values.new_zeros(*values.shape[:-2], num_segments, values.shape[-1])
     if values.device.type == "cpu":  # whole rows at a time
         return out.index_add(-2, index, values)
@@ -28,10 +42,19 @@ def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
 
 def segment_count(index: Tensor, num_segments: int) -> Tensor:
     """Rows in each segment: ``(S,)`` int64."""
-    return torch.bincount(index, minlength=num_segments)
+    # Not `torch.bincount`, which makes the host wait for the device.
+    return index.new_zeros(num_segments).scatter_add_(0, index, torch.ones_like(index))
 
 
-def segment_mean(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """Mean of the rows of each segment; an empty segment gives zeros. Shapes as `segment_sum`."""
-    count = segment_count(index, num_segments).clamp(min=1)
-    return segment_sum(values, index, num_segments) / count.unsqueeze(-1).to(values.dtype)
+def segment_mean(
+    values: Tensor, index: Tensor, num_segments: int, count: Tensor | None = None
+) -> Tensor:
+    """Mean of the rows of each segment; an empty segment gives zeros. Shapes as `segment_sum`.
+
+    Args:
+        count: ``(S,)`` rows in each segment, where they are known already.
+    """
+    count = segment_count(index, num_segments) if count is None else count
+    count = count.clamp(min=1)
+    total = _wide_sum(values, index, num_segments)
+    return (total / count.unsqueeze(-1).to(total.dtype)).to(values.dtype)

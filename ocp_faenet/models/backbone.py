@@ -15,6 +15,7 @@ from ocp_faenet.models.frame_provider import Frames, Origin
 from ocp_faenet.models.frames import frame_providers
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
+from ocp_faenet.nn.cells import Signs
 from ocp_faenet.nn.edges import EdgeEmbedding
 from ocp_faenet.nn.init import xavier_linear
 from ocp_faenet.nn.interaction import (
@@ -64,7 +65,9 @@ class Embedding:
     def turn_back(self, vectors: Tensor) -> Tensor:
         """Vectors ``(F, N', 3)`` in each frame to their mean in space ``(N, 3)`` (equation 8)."""
         rotations = self.rotations[self.topology.batch]  # (N', F, 3, 3)
-        turned = torch.einsum("fnk,nfjk->nj", vectors, rotations) / rotations.shape[1]
+        with torch.autocast(vectors.device.type, enabled=False):
+            turned = torch.einsum("fnk,nfjk->nj", vectors.to(rotations.dtype), rotations)
+        turned = turned / rotations.shape[1]
         return self.of_all_atoms(turned)
 
     def mean(self) -> Tensor:
@@ -84,6 +87,24 @@ class Embedding:
             return values
         everywhere = values.new_zeros(self.kept.shape[0], values.shape[1])
         return everywhere.masked_scatter(self.kept.unsqueeze(-1), values)
+
+
+def edges_in_frames(graph: AtomGraph, rotations: Tensor) -> tuple[Tensor, Tensor, Signs | None]:
+    """Edge vectors in every frame; autocast is left out, as in `AtomGraph.with_positions`.
+
+    Returns:
+        The vectors ``(F, E, 3)``, Å; their lengths ``(E,)``, Å; and the signs of the axes of each
+        frame against the first, where that is all that differs.
+    """
+    signs = common_signs(rotations)
+    frames = rotations if signs is None else rotations[:, :1]
+    edge_frames = frames[graph.batch[graph.edge_index[1]]]  # (E, F, 3, 3)
+    with torch.autocast(rotations.device.type, enabled=False):
+        turned = torch.einsum("ej,efjk->fek", graph.edge_vectors, edge_frames)
+        distances = graph.edge_vectors.norm(dim=-1)
+    if signs is not None:
+        turned = turned * turned.new_tensor(signs).unsqueeze(1)
+    return turned, distances, signs
 
 
 class FAENetBackbone(nn.Module):
@@ -191,15 +212,7 @@ class FAENetBackbone(nn.Module):
     def _propagate(self, graph: AtomGraph, rotations: Tensor) -> tuple[list[Tensor], Tensor]:
         """Embeddings after each layer and those read out, ``(F, N, C)`` each."""
         topology = graph.topology
-        signs = common_signs(rotations)
-        frames = rotations if signs is None else rotations[:, :1]
-        turned = torch.einsum(
-            "ej,efjk->fek", graph.edge_vectors, frames[graph.batch[topology.target]]
-        )
-        if signs is not None:
-            turned = turned * turned.new_tensor(signs).unsqueeze(1)
-        distances = graph.edge_vectors.norm(dim=-1)  # (E,)
-        edges = self.edge_embedding(turned, distances, signs).on(topology)  # (F, E, 3)
+        edges = self.edge_embedding(*edges_in_frames(graph, rotations)).on(topology)
         h = self.atom_embedding(graph.atomic_numbers, graph.tags).unsqueeze(0)  # (1, N, C)
         layers = [h]
         spaces = self.long_range.prepare(graph, rotations)

@@ -14,6 +14,7 @@ from ocp_faenet.models.config import (
     ForceMode,
     SkipConnection,
 )
+from ocp_faenet.models.gradients import at_own_positions, gradients_taken
 from ocp_faenet.models.graph import AtomGraph
 from ocp_faenet.nn.activations import activation
 from ocp_faenet.nn.conservation import GradientOrder
@@ -173,9 +174,9 @@ class FAENetCore(nn.Module):
 
         Without ``second_order`` the gradient is a constant: no graph of it is built.
         """
-        with torch.enable_grad():
-            positions = graph.positions.detach().requires_grad_(True)
-            out = self._predict(graph.with_positions(positions), rotations, generator)
+        with gradients_taken():
+            graph, positions = at_own_positions(graph)
+            out = self._predict(graph, rotations, generator)
             (gradient,) = torch.autograd.grad(
                 out["energy"].sum(), positions, create_graph=second_order, retain_graph=True
             )

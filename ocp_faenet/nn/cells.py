@@ -197,12 +197,14 @@ def choose_grid(
 
     Args:
         cutoff: Å.
-        steepness: ``max_c |W_c|_1``, Å⁻¹.
+        steepness: ``max_c |W_c|_1``, Å⁻¹; no grid where it is not finite.
         messages: ``M``, edges times frames.
         channels: of the directional embedding.
         kept: coefficients are kept between calls, and their cost need not be counted.
         signs: how frames differ, see `CellGrid`.
     """
+    if not math.isfinite(steepness):
+        return None
     best, least, work = None, math.inf, math.inf
     for grid in _candidates(cutoff, steepness, signs):
         terms = LEADING[grid.degree] if kept else grid.terms

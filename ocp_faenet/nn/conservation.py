@@ -64,7 +64,7 @@ class EnergyConservationLoss(nn.Module):
         self, norm: ConservationNorm = ConservationNorm.L2, gradient_to: Branch = Branch.BOTH
     ) -> None:
         super().__init__()
-        self.norm = _NORMS[norm]
+        self.norm = norm
         self.gradient_to = gradient_to
 
     def forward(self, forces: Tensor, gradient: Tensor, natoms: Tensor | None = None) -> Tensor:
@@ -75,4 +75,4 @@ class EnergyConservationLoss(nn.Module):
             gradient = gradient.detach()
         elif self.gradient_to is Branch.ENERGY:
             forces = forces.detach()
-        return self.norm(forces - gradient)
+        return _NORMS[self.norm](forces - gradient)

@@ -86,6 +86,11 @@ class EdgeFeatures:
         return 0 if part is None else part.shape[-1]
 
     @property
+    def tabulated(self) -> bool:
+        """Whether ``radial`` is on a grid of distances: a function of parameters alone."""
+        return self.taps is not None and self.taps.rows.shape[1] > 1
+
+    @property
     def factors(self) -> Tensor:
         """``(M / G, K)``: what is multiplied with `projected` weights."""
         return self.directional.flatten(0, 1) if self.cells is None else self.cells.basis

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ocp_faenet.geometry.segments import segment_sum
+from ocp_faenet.geometry.segments import segment_sum, widened
 from ocp_faenet.nn.activations import Activation
 from ocp_faenet.nn.topology import Topology
 
@@ -62,8 +62,7 @@ class EnergyReadout(nn.Module):
         y = self.second(self.dropout(self.act(self.first(self.dropout(h)))))
         if alpha is not None:
             y = y * alpha
-        y = y.to(torch.promote_types(y.dtype, torch.float32))
-        return segment_sum(y, topology.batch, topology.num_graphs)
+        return segment_sum(widened(y), topology.batch, topology.num_graphs)
 
 
 class LastOnly(nn.Module):

@@ -71,18 +71,22 @@ class EdgeConvolution(nn.Module):
     ) -> Tensor:
         split = edges.directional_channels
         radial_weight = self.linear.weight[:, split : self.num_filters]
-        radial = edges.radial
-        if radial is not None:
-            table = radial
-            radial = self.kept_radial.get(
-                (radial_weight,), (table,), lambda: F.linear(table, radial_weight)
-            )
+        radial = self._projected_radial(edges, radial_weight)
         matrices = edges.projected(self.linear.weight[:, :split], self.kept_directional)
         operands = Operands(
             x.flatten(0, 1), edges.factors, matrices, atoms, atom_rows, radial, messages
         )
         out = convolve(operands, self.act)
         return out.view(edges.num_frames, -1, out.shape[-1])
+
+    def _projected_radial(self, edges: EdgeFeatures, weight: Tensor) -> Tensor | None:
+        """``weight`` ``(C, C2)`` times each row of the radial channels: ``(R, C)``."""
+        table = edges.radial
+        if table is None:
+            return None
+        if not edges.tabulated:
+            return F.linear(table, weight)
+        return self.kept_radial.get((weight,), (table,), lambda: F.linear(table, weight))
 
 
 class AtomEdgeConvolution(EdgeConvolution):
@@ -135,7 +139,7 @@ class Interaction(nn.Module):
             return h
         if self.act is F.silu and native.norm_and_silu(h, self.norm, topology):
             return h
-        return self.act(self.norm(h, topology.batch, topology.num_graphs))
+        return self.act(self.norm(h, topology))
 
     def finish(self, h: Tensor) -> Tensor:
         """The second perceptron of ``complex_mp``."""

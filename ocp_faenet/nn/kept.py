@@ -18,6 +18,9 @@ class Kept:
     however it was changed (an optimiser, averaged weights swapped in, a loaded state), the value
     is never stale. Where gradients are enabled, or off the CPU, nothing is kept. Copies of a
     module and pickles of it start empty.
+
+    Autocast is off while it is made: what passes with and without autocast share must not depend
+    on which of them came first, and a table is not worth rounding.
     """
 
     def __init__(self) -> None:
@@ -36,14 +39,15 @@ class Kept:
             constants: what else it depends on and is never changed in place; by identity.
             make: computes it.
         """
-        if torch.is_grad_enabled() or any(p.device.type != "cpu" for p in parameters):
-            return make()
-        state = self._state
+        keep = not torch.is_grad_enabled() and all(p.device.type == "cpu" for p in parameters)
+        state = self._state if keep else None
         if state is not None and _same(parameters, state[0]) and _are(constants, state[1]):
             found: T = state[2]
             return found
-        value = make()
-        self._state = (tuple(p.clone() for p in parameters), tuple(constants), value)
+        with torch.autocast(parameters[0].device.type, enabled=False):
+            value = make()
+        if keep:
+            self._state = (tuple(p.clone() for p in parameters), tuple(constants), value)
         return value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:

@@ -180,10 +180,9 @@ def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     found = _kernels_for(*tensors)
     if found is None or x.shape[-1] % found.faenet_lanes():
         return False
-    ends = torch.bincount(topology.batch, minlength=topology.num_graphs).cumsum(0)
     found.faenet_norm(
         x.shape[2], torch.get_num_threads(), x.shape[0], x.shape[1], topology.num_graphs,
-        ends.data_ptr(), *(t.data_ptr() for t in tensors[1:]), norm.eps, x.data_ptr(),
+        topology.ends.data_ptr(), *(t.data_ptr() for t in tensors[1:]), norm.eps, x.data_ptr(),
     )  # fmt: skip
     return True
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ocp_faenet.geometry.segments import segment_mean
+from ocp_faenet.geometry.segments import segment_mean, widened
+from ocp_faenet.nn.topology import Topology
 
 
 class GraphNorm(nn.Module):
@@ -31,15 +32,22 @@ class GraphNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.mean_scale = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
-        """``x`` ``(F, N, C)``, ``batch`` ``(N,)`` the graph of each atom; returns ``(F, N, C)``."""
-        if not self.per_graph:
-            centred = x - x.mean(-2, keepdim=True) * self.mean_scale
-            variance = (centred**2).mean(-2, keepdim=True)
-            scale: Tensor = self.weight / (variance + self.eps).sqrt()
-            return centred * scale + self.bias
-        mean = segment_mean(x, batch, num_graphs)  # (F, B, C)
+    def forward(self, x: Tensor, topology: Topology) -> Tensor:
+        """``x`` ``(F, N, C)``, to the same shape; half precision has its statistics in single."""
+        wide = widened(x)
+        found = self._over_graphs(wide, topology) if self.per_graph else self._over_batch(wide)
+        return found.to(x.dtype)
+
+    def _over_graphs(self, x: Tensor, topology: Topology) -> Tensor:
+        batch, graphs, sizes = topology.batch, topology.num_graphs, topology.sizes
+        mean = segment_mean(x, batch, graphs, sizes)  # (F, B, C)
         centred = x - (mean * self.mean_scale).index_select(-2, batch)
-        variance = segment_mean(centred**2, batch, num_graphs)
+        variance = segment_mean(centred**2, batch, graphs, sizes)
         scale = self.weight / (variance + self.eps).sqrt()  # (F, B, C)
         return centred * scale.index_select(-2, batch) + self.bias
+
+    def _over_batch(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-2, keepdim=True) * self.mean_scale
+        variance = (centred**2).mean(-2, keepdim=True)
+        scale: Tensor = self.weight / (variance + self.eps).sqrt()
+        return centred * scale + self.bias
