@@ -125,6 +125,7 @@ class FAENetBackbone(nn.Module):
             act,
             second_layer=config.second_layer_MLP,
             tabulate=config.mp_type in TABULATED,
+            envelope=config.envelope,
         )
         self.atom_embedding = AtomEmbedding(
             config.hidden_channels,

@@ -99,6 +99,8 @@ class FAENetConfig:
             (``reflection``), or over all signs of its axes (``signs``).
         augmentation: ours: ``DA`` rotates about z (``2D``) or freely (``3D``).
         ewald: ours: long-range messages beside the short-range ones, ``None`` for none.
+        envelope: ours: messages go to zero at the cutoff, as SchNet's do, so that energies are
+            continuous while neighbours come and go; for ``mp_type: simple``.
 
     Raises:
         ValueError: a value out of range, or keys that contradict each other.
@@ -142,6 +144,7 @@ class FAENetConfig:
     canonical_subgroup: Subgroup | None = None
     augmentation: Augmentation = Augmentation.PLANE
     ewald: EwaldConfig | None = None
+    envelope: bool = False
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -157,6 +160,11 @@ class FAENetConfig:
         self._check_frames()
         self._check_heads()
         self._check_species()
+        if self.envelope and self.mp_type is not MPType.SIMPLE:
+            raise ValueError(
+                f"envelope: true with mp_type: {self.mp_type.value!r}, whose filters are no "
+                "multiple of the edge embedding; use mp_type: simple, or envelope: false"
+            )
         if self.ewald is not None:
             self.ewald.check_periodicity(self.use_pbc)
             if self.frame_averaging in (FrameAveraging.PLANE, FrameAveraging.SPACE):

@@ -31,11 +31,11 @@ class Origin:
 
     def of_structures(self, values: Tensor) -> Tensor:
         """Mean over the copies of each structure: ``(R, D)`` to ``(B, D)``."""
-        return _mean(values, self.structures, self.num_graphs)
+        return segment_mean(values, self.structures, self.num_graphs)
 
     def of_atoms(self, values: Tensor) -> Tensor:
         """Mean over the copies of each atom: ``(N', D)`` to ``(N, D)``."""
-        return _mean(values, self.atoms, self.num_atoms)
+        return segment_mean(values, self.atoms, self.num_atoms)
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,6 @@ class Frames:
         atoms = atoms_of_rows(graph, self.rows)
         origin = Origin(self.rows, atoms, graph.num_graphs, graph.num_atoms)
         return repeated(graph, self.rows), origin
-
-
-def _mean(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """`segment_mean`, summed in single precision at least."""
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return segment_mean(wide, index, count).to(values.dtype)
 
 
 class FrameProvider(nn.Module):

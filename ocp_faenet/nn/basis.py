@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -28,3 +30,15 @@ class GaussianSmearing(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         """``(E,)`` distances in Å to ``(E, G)``."""
         return torch.exp(self.coeff * (distances.unsqueeze(-1) - self.offset) ** 2)
+
+
+def cosine_cutoff(distances: Tensor, cutoff: float) -> Tensor:
+    """``(cos(pi d / c) + 1) / 2``: 1 at no distance, 0 with no slope at the cutoff.
+
+    Behler and Parrinello (Phys. Rev. Lett. 98, 146401), equation 3.
+
+    Args:
+        distances: any shape, Å, none beyond the cutoff.
+        cutoff: Å.
+    """
+    return (torch.cos(distances * (math.pi / cutoff)) + 1) / 2

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocp_faenet.nn.activations import SMOOTH, Activation
-from ocp_faenet.nn.basis import GaussianSmearing
+from ocp_faenet.nn.basis import GaussianSmearing, cosine_cutoff
 from ocp_faenet.nn.cells import ONE, CellGrid, Signs, choose_grid, leading, turn
 from ocp_faenet.nn.edge_features import Cells, EdgeFeatures
 from ocp_faenet.nn.init import xavier_linear
@@ -56,6 +56,8 @@ class EdgeEmbedding(nn.Module):
         num_gaussians: size of the radial basis ``G``.
         num_filters: channels of ``e_ij``; the first half comes from relative positions.
         tabulate: allow the tables; for message passing that takes linear maps of ``e_ij``.
+        envelope: take ``e_ij`` to zero at the cutoff, without the tables; for message passing whose
+            filters it is.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class EdgeEmbedding(nn.Module):
         *,
         second_layer: bool,
         tabulate: bool = True,
+        envelope: bool = False,
     ) -> None:
         super().__init__()
         self.act = act
         self.cutoff = cutoff
-        self.tabulate = tabulate and not second_layer
+        self.tabulate = tabulate and not second_layer and not envelope
+        self.envelope = envelope
         self.smooth = act in SMOOTH
         self.grid_points = GRID_PER_GAUSSIAN * num_gaussians
         self.basis = GaussianSmearing(cutoff, num_gaussians)
@@ -105,7 +109,10 @@ class EdgeEmbedding(nn.Module):
             ones = torch.ones_like(distances).unsqueeze(-1)
             return EdgeFeatures(frames, dense, cells, radial, Taps(own_row, ones))
         dense = torch.cat([dense, radial.expand(frames, -1, -1)], dim=-1)
-        return EdgeFeatures(frames, dense if self.second is None else self.act(self.second(dense)))
+        dense = dense if self.second is None else self.act(self.second(dense))
+        if self.envelope:
+            dense = dense * cosine_cutoff(distances, self.cutoff).unsqueeze(-1)
+        return EdgeFeatures(frames, dense)
 
     def _radial(self, distances: Tensor) -> Tensor:
         """``(E,)`` to ``(E, C2)``."""
