@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("g++", "clang++", "c++")
-#: `-fno-fast-math` is for compilers that reorder sums by default: the kernels round by one.
+#: The kernels round by a sum that some compilers reorder by default: `-fno-fast-math`, before the
+#: flags that it would reset.
 FLAGS = (
-    *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-fast-math"),
+    *("-O3", "-fno-fast-math", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
     *("-std=c++17", "-fPIC"),
 )
 #: Longest that a compiler may take for a step, and that another process is waited for, s.
