@@ -15,12 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch.utils.tensorboard import SummaryWriter
 
-from ocp_faenet.adapters import pool
+from ocp_faenet.adapters import pool, worker
+from ocp_faenet.adapters.checkpoints import save_beside
 from ocp_faenet.adapters.curves import read_curves
-from ocp_faenet.adapters.runs import RunSpec, file_digest, load_result, with_epochs, write_json
+from ocp_faenet.adapters.machine import machine_class
+from ocp_faenet.adapters.runs import (
+    RunSpec,
+    checkpoint_of,
+    load_result,
+    read_json,
+    read_result,
+    with_epochs,
+    write_json,
+)
 from ocp_faenet.cli import main
 from ocp_faenet.cli.output import markdown_table
 from ocp_faenet.metrics.energies import energy_errors, mean_and_std, mean_baseline
@@ -69,7 +80,6 @@ def test_key_is_what_defines_the_run(tiny_data, tmp_path):
     shutil.copytree(tiny_data / "is2re", moved / "is2re")
     assert spec(moved).key() == one.key()
     (moved / "is2re" / "train" / "data.lmdb").write_bytes(b"other")
-    file_digest.cache_clear()
     assert spec(moved).key() != one.key()
     assert RunSpec.from_json(one.to_json()) == one
 
@@ -107,16 +117,14 @@ def test_failed_run_is_named(tmp_path, tiny_data):
 def test_a_killed_study_leaves_no_run_behind_and_goes_on(tmp_path, tiny_data):
     long = spec(tiny_data, optim={"max_epochs": 400, "checkpoint_every": 20, "eval_every": 1200})
     folder = long.folder(tmp_path)
-    checkpoint = folder / "checkpoints" / "run" / "checkpoint.pt"
+    checkpoint = checkpoint_of(folder)
     call = "import sys; from pathlib import Path; from ocp_faenet.adapters import pool; "
     call += "from ocp_faenet.adapters.runs import RunSpec; "
     call += "pool.run_all([RunSpec.from_json(sys.argv[1])], Path(sys.argv[2]))"
     study = subprocess.Popen([sys.executable, "-c", call, long.to_json(), str(tmp_path)])
     try:
-        # The stock trainer writes in place: killed in the middle of that, a run begins anew.
-        wait_for(
-            lambda: zipfile.is_zipfile(checkpoint) and (folder / "progress.json").is_file(), study
-        )
+        wait_for(lambda: checkpoint.is_file() and (folder / "progress.json").is_file(), study)
+        assert zipfile.is_zipfile(checkpoint)
         with (folder / "lock").open("r+") as lock:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +163,98 @@ def test_half_written_result_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         write_json(tmp_path / "result.json", {"a": 2})
-    assert load_result(tmp_path) == {"a": 1}
+    assert read_json(tmp_path / "result.json") == {"a": 1}
+
+
+def cut(path: Path) -> None:
+    """As a full disk leaves a file."""
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_what_a_run_lost_is_made_again_and_no_more(tmp_path, tiny_data):
+    """Four steps, none of which is one to save at: what is scored is always the fourth."""
+    own = {"max_epochs": 1, "batch_size": 12, "eval_every": 1000}
+    one = spec(tiny_data, optim=own)
+    folder, [first] = one.folder(tmp_path), pool.run_all([one], tmp_path)
+    assert first["machine"] == machine_class()
+    assert torch.load(checkpoint_of(folder), weights_only=False)["step"] == 4
+
+    def again() -> dict:
+        (result,) = pool.run_all([one], tmp_path)
+        energy = {key: value for key, value in result["splits"]["val_id"].items() if "mae" in key}
+        assert energy == {key: first["splits"]["val_id"][key] for key in energy} != {}
+        assert load_result(folder) == result
+        return result["training"]
+
+    (folder / "result.json").unlink()  # killed between training and evaluation
+    assert again() == first["training"]
+    cut(folder / "predictions_val_id.npz")
+    assert again() == first["training"]
+    assert zipfile.is_zipfile(folder / "predictions_val_id.npz")
+    stale = torch.load(checkpoint_of(folder), weights_only=False) | {"step": 3}
+    torch.save(stale, checkpoint_of(folder))  # an older one
+    (folder / "result.json").unlink()
+    measured = folder / "measured_mad_1.json"
+    write_json(measured, {"MAD": 1.0})
+    (other,) = pool.run_all([one], tmp_path)
+    assert other["training"]["resumed_at_step"] == 3
+    assert not measured.is_file(), "it was measured on other weights"
+    cut(checkpoint_of(folder))
+    assert again()["resumed_at_step"] == 0
+    checkpoint_of(folder).unlink()
+    assert again()["resumed_at_step"] == 0
+    (folder / "training.json").unlink()  # killed between the checkpoint and that
+    (folder / "result.json").unlink()
+    last = again()
+    assert (last["resumed_at_step"], last["samples_per_second"]) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"training": {', "{}", "[]", '{"training": {}}', '{"training": {}, "splits": 3}']
+)
+def test_a_broken_result_is_none_and_named(tmp_path, caplog, text):
+    (tmp_path / "result.json").write_text(text)
+    assert load_result(tmp_path) is None
+    assert [str(tmp_path / "result.json") in line for line in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize(("content", "state"), [(None, "no longer there"), (b"PK", "incomplete")])
+def test_a_result_without_its_weights_is_not_finished(tmp_path, caplog, content, state):
+    write_json(tmp_path / "result.json", {"training": {}, "splits": {}})
+    checkpoint = checkpoint_of(tmp_path)
+    if content is not None:
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(content)
+    assert load_result(tmp_path) is None
+    assert f"{checkpoint}: {state}" in caplog.text
+    assert read_result(tmp_path) == {"training": {}, "splits": {}}
+
+
+def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(tmp_path, tiny_data, monkeypatch):
+    from fairchem.core.trainers import base_trainer
+
+    one = spec(tiny_data, optim={"max_epochs": 1, "batch_size": 12, "checkpoint_every": 2})
+    save, names = base_trainer.save_checkpoint, []
+
+    def dies(state, checkpoint_dir, checkpoint_file):
+        if "best" not in checkpoint_file:
+            names.append(checkpoint_file)
+        if len(names) == 2:
+            (Path(checkpoint_dir) / checkpoint_file).write_bytes(b"half")
+            raise KeyboardInterrupt
+        return save(state, checkpoint_dir, checkpoint_file)
+
+    monkeypatch.setattr(base_trainer, "save_checkpoint", dies)
+    folder = one.folder(tmp_path)
+    folder.mkdir()
+    (folder / "spec.json").write_text(one.to_json())
+    with pytest.raises(KeyboardInterrupt):
+        worker.execute(folder)
+    assert torch.load(checkpoint_of(folder), weights_only=False)["step"] == 2
+
+
+def test_a_save_that_writes_nothing_moves_nothing():
+    assert save_beside(lambda metrics, checkpoint_file, training_state: None) is None
 
 
 def compare(*args):

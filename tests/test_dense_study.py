@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -82,6 +84,76 @@ def test_preparing_again_writes_nothing(prepared):
     assert {path: path.stat().st_mtime_ns for path in (prepared / SPLITS).rglob("*.lmdb")} == before
 
 
+@pytest.fixture
+def own_data(prepared, tmp_path) -> Path:
+    """The data set with files of its own, its splits prepared and mixed."""
+    data = tmp_path / "own"
+    data.mkdir()
+    shutil.copytree(prepared / "dense", data / "dense")
+    for name in ("is2re", "oc20_data_mapping.pkl"):
+        (data / name).symlink_to(prepared / name)
+    prepare_mixed(data)
+    return data
+
+
+def written(data: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (data / SPLITS).rglob("*.lmdb")}
+
+
+def test_other_targets_are_other_splits_and_other_runs(own_data):
+    """One energy in the table is another: it is in the splits, and no run or measurement of
+    before is taken for one of now."""
+    before, source = specs(own_data), own_data / "dense" / "oc20dense_targets.pkl"
+    mixed = own_data / SPLITS / "mixed" / "train" / "data.lmdb"
+    old = mixed.read_bytes()
+    targets = pickle.loads(source.read_bytes())
+    seen = read_targets(before["faenet_ft"].config()["dataset"]["train"]["src"])[1]
+    system = next(iter(seen))
+    config = next(iter(seen[system]))
+    targets[system] = [(n, e + 0.5 * (n == config)) for n, e in targets[system]]
+    source.write_bytes(pickle.dumps(targets))
+    keys = {name: spec.key() for name, spec in before.items()}
+    prepare_mixed(own_data)
+    after = specs(own_data)
+    now = read_targets(after["faenet"].splits["id"])[1]
+    assert now[system][config] == pytest.approx(seen[system][config] + 0.5)
+    assert mixed.read_bytes() != old
+    assert not keys.items() & {name: spec.key() for name, spec in after.items()}.items()
+    made = written(own_data)
+    prepare_mixed(own_data)
+    assert written(own_data) == made
+
+
+def test_a_split_that_nothing_is_in_any_more_is_gone(own_data):
+    source = own_data / "dense" / "oc20dense_targets.pkl"
+    both = set(read_targets(str(own_data / SPLITS / "ood_both" / "data.lmdb"))[1])
+    targets = pickle.loads(source.read_bytes())
+    source.write_bytes(pickle.dumps({key: targets[key] for key in targets.keys() - both}))
+    prepare_dense(own_data)
+    assert not (own_data / SPLITS / "ood_both").exists()
+
+
+@pytest.mark.parametrize("summary", [lambda s: {k: s[k] for k in s if k != "sources"}, lambda s: 1])
+def test_splits_that_do_not_say_of_what_are_made_anew_and_the_same(own_data, summary):
+    """Those of before that was kept: runs on them go on counting."""
+    path, made = own_data / SPLITS / "splits.json", written(own_data)
+    whole = json.loads(path.read_text())
+    keys = {name: spec.key() for name, spec in specs(own_data).items()}
+    path.write_text(json.dumps(summary(whole)))
+    prepare_dense(own_data)
+    assert json.loads(path.read_text()) == whole
+    assert written(own_data) != made
+    assert {name: spec.key() for name, spec in specs(own_data).items()} == keys
+
+
+def test_splits_of_another_definition_are_left(own_data):
+    path, made = own_data / SPLITS / "splits.json", written(own_data)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"definition": "validation"}))
+    (own_data / "dense" / "oc20dense_targets.pkl").write_bytes(b"other")
+    prepare_dense(own_data)
+    assert written(own_data) == made
+
+
 @pytest.fixture(scope="module")
 def finished(dense_tiny, tmp_path_factory) -> tuple[RunSpec, dict, dict[str, float]]:
     """A run's folder with random predictions, its spec, result, and the predictions by sid."""
@@ -155,6 +227,19 @@ def test_reference_rows(finished):
     assert [line[0] for line in lines[2:]] == ["ours", "perfect oracle", "random choice"]
     assert lines[3][column] == "100.0"
     assert lines[4][column] == f"{100 * np.mean(shares):.1f}"
+
+
+def test_predictions_that_are_gone_are_one_line(prepared, tmp_path):
+    spec = specs(prepared)["faenet"]
+    result = place(tmp_path / "a", spec, truth(spec))
+    path = tmp_path / "a" / "predictions_ood_ads.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    remedy = f"remove {tmp_path / 'a' / 'result.json'}, and the run predicts again"
+    for state in ("not a complete .npz file (File is not a zip file)", "no such file"):
+        with pytest.raises(ValueError) as caught:
+            dense_of(spec, result)
+        assert str(caught.value) == f"{path}: {state}; {remedy}"
+        path.unlink(missing_ok=True)
 
 
 def test_a_split_of_something_else_is_refused(tiny_data):

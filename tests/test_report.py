@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from ocp_faenet.adapters.dense_study import read_targets
+from ocp_faenet.adapters.runs import checkpoint_of
 from ocp_faenet.cli import main, study_run
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.report import sections_of
@@ -92,6 +93,8 @@ def finished(spec, folder: Path, rng: np.random.Generator) -> None:
                    for key in ("energy_mae", "forces_mae")},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
+    checkpoint_of(folder).parent.mkdir(parents=True)
+    torch.save({}, checkpoint_of(folder))
     layers = {f"MAD {n}": 0.5 + n / 100 for n in range(17)}
     layers |= {f"spread {n}": 0.01 for n in range(17)}
     (folder / "measured_layers_1.json").write_text(json.dumps(layers))

@@ -12,11 +12,12 @@ import torch
 from click.testing import CliRunner
 
 from ocp_faenet.adapters import measurements
+from ocp_faenet.adapters.machine import machine_class
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli import main, pictures
 from ocp_faenet.cli.documents import insert
-from ocp_faenet.cli.study_report import markdown_of, report_of, value
+from ocp_faenet.cli.study_report import machines_of, markdown_of, report_of, value
 from ocp_faenet.cli.study_run import shortened
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,26 @@ def plan_file(folder: Path, text: str = PLAN) -> Path:
     path = folder / "sizes.yml"
     path.write_text(text.format(config=SCHNET))
     return path
+
+
+def finish(folder: Path, content: dict) -> None:
+    """A run's folder as a finished run leaves it, with this result."""
+    checkpoint_of(folder).parent.mkdir(parents=True)
+    torch.save({}, checkpoint_of(folder))
+    (folder / "result.json").write_text(json.dumps(content))
+
+
+def made_up(specs: list[RunSpec], root: Path, **more: object) -> None:
+    """Finished runs of ``specs``, with numbers that nobody measured."""
+    for spec in specs:
+        splits = {
+            split: {"energy_mae": 0.3, "structures": 4, "samples_per_cpu_second": 9.0}
+            for split in spec.splits
+        }
+        result = {"parameters": 7, "epochs": 2, "train_size": 12, "batch_size": 2, "splits": splits}
+        finish(
+            spec.folder(root), {"name": spec.name, "training": {}, "curves": {}, **result, **more}
+        )
 
 
 def study(*args: object):
@@ -190,16 +211,8 @@ def test_the_plot_shows_what_is_there(tmp_path, tiny_data, monkeypatch, validate
     """Runs whose training had no validation (``eval_every`` beyond its end) are in no curve."""
     path = plan_file(tmp_path, PLAN.replace("seeds: 2", "seeds: 1"))
     for spec in specs_of(read_plan(path), tmp_path, tiny_data):
-        folder = spec.folder(tmp_path / "runs")
-        folder.mkdir(parents=True)
-        splits = {
-            split: {"energy_mae": 0.3, "structures": 4, "samples_per_cpu_second": 9.0}
-            for split in spec.splits
-        }
         curves = {"val/energy_mae": [[6, 0.5], [12, 0.4]]} if spec.name in validated else {}
-        result = {"parameters": 7, "epochs": 2, "train_size": 12, "batch_size": 2, "splits": splits}
-        result |= {"training": {}, "curves": curves}
-        (folder / "result.json").write_text(json.dumps({"name": spec.name, **result}))
+        made_up([spec], tmp_path / "runs", curves=curves)
     drawn = []
     monkeypatch.setattr(pictures, "save", lambda figure, place: drawn.append((figure, place)))
     done = study(path, "--data", tiny_data, "--runs", tmp_path / "runs", "--plot", "errors.png")
@@ -214,6 +227,55 @@ def test_the_plot_shows_what_is_there(tmp_path, tiny_data, monkeypatch, validate
             validated
         )
         assert all(line.get_ydata().tolist() == [0.5, 0.4] for line in axis.get_lines())
+
+
+def test_the_table_names_the_machines_that_made_it(tmp_path, tiny_data):
+    path = plan_file(tmp_path)
+    specs, root = specs_of(read_plan(path), tmp_path, tiny_data), tmp_path / "runs"
+    made_up(specs[:1], root, machine="2 old cores")
+    made_up(specs[1:3], root, machine="8 new cores")
+    made_up(specs[3:], root)  # of before results said it
+    done = study(path, "--data", tiny_data, "--runs", root)
+    assert done.exit_code == 0, done.output
+    assert f"one thread; 2 old cores; 8 new cores; {machine_class()}." in done.output
+    assert machines_of([{"machine": "m"}, {"machine": "m"}]) == "m"
+
+
+def test_what_cannot_be_measured_is_one_line(tmp_path, tiny_data, monkeypatch):
+    def fail(spec, result):
+        raise ValueError(f"{result['checkpoint']}: holds no forces")
+
+    monkeypatch.setitem(measurements.MEASUREMENTS, "size", (fail, 1))
+    path = plan_file(tmp_path, PLAN.replace("title", "measurements: [size]\ntitle"))
+    made_up(specs_of(read_plan(path), tmp_path, tiny_data), tmp_path / "runs")
+    done = study(path, "--data", tiny_data, "--runs", tmp_path / "runs")
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1].endswith("checkpoint.pt: holds no forces")
+
+
+def test_a_measurement_is_kept_while_it_is_whole_and_its_data_are_the_same(
+    tmp_path, tiny_data, monkeypatch, caplog
+):
+    spec = specs_of(read_plan(plan_file(tmp_path)), tmp_path, tiny_data)[0]
+    found, source = iter(range(9)), tmp_path / "source"
+    measurement = (lambda spec, result: {"n": next(found)}), 1
+    monkeypatch.setitem(measurements.MEASUREMENTS, "size", measurement)
+
+    def measured() -> dict[str, float]:
+        return measurements.measure("size", spec, {}, tmp_path)
+
+    assert [measured(), measured()] == [{"n": 0}, {"n": 0}]
+    kept = tmp_path / "measured_size_1.json"
+    for text in ('{"n": ', "[]"):
+        kept.write_text(text)
+        caplog.clear()
+        assert measured() == measured() == json.loads(kept.read_text())
+        assert [str(kept) in line for line in caplog.messages] == [True]
+    assert measured() == {"n": 2}
+    monkeypatch.setitem(measurements.SOURCES, "size", lambda spec: source)
+    for text, number in (("one", 3), ("one", 3), ("other", 4), ("one", 3)):
+        source.write_text(text)
+        assert measured() == {"n": number}
 
 
 def test_the_sentence_says_which_rows_have_fewer_seeds(tmp_path, tiny_data):
@@ -327,14 +389,16 @@ def test_the_budget_is_what_is_left_at_the_rate_of_finished_runs(tmp_path, tiny_
     scratch, tuned = specs_of(read_plan(path), tmp_path, tiny_data)
     root = tmp_path / "runs"
 
-    def finish(folder, rate):
-        folder.mkdir(parents=True)
-        content = {"training": {"samples_per_cpu_second": rate}}
-        (folder / "result.json").write_text(json.dumps(content))
+    def finished(folder, rate):
+        finish(folder, {"training": {"samples_per_cpu_second": rate}, "splits": {}})
 
-    finish(root / "scratch-seed7-of-another-length", 0.1)
-    finish(root / "scratch-seed8-that-measured-none", None)
-    finish(tuned.stage.folder(root), 1.0)
+    finished(root / "scratch-seed7-of-another-length", 0.1)
+    finished(root / "scratch-seed8-that-measured-none", None)
+    finished(tuned.stage.folder(root), 1.0)
+    for name, text in (("a", "{"), ("b", "{}"), ("c", "[]"), ("d", "")):  # of runs not asked for
+        broken = root / f"scratch-seed9-{name}"
+        broken.mkdir()
+        (broken / "result.json").write_text(text)
     result = study(path, "--data", tiny_data, "--runs", root, "--budget")
     assert result.exit_code == 0, result.output
     rows = {

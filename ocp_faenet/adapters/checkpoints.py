@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,33 @@ def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def save_beside(
+    save: Callable[..., str | None],
+    metrics: Any = None,
+    checkpoint_file: str = "checkpoint.pt",
+    training_state: bool = True,
+) -> str | None:
+    """What ``save`` of a trainer does, which writes in place, under a temporary name; then moved.
+
+    Killed in the middle of that it leaves the checkpoint that was there.
+
+    Args:
+        save: of the trainer.
+        metrics, checkpoint_file, training_state: what it takes.
+
+    Returns:
+        The path, or ``None`` where ``save`` wrote nothing.
+    """
+    written = save(metrics, f"{checkpoint_file}.partial", training_state)
+    if written is None:
+        return None
+    with open(written, "rb+") as file:
+        os.fsync(file.fileno())
+    whole = Path(written).with_name(checkpoint_file)
+    os.replace(written, whole)
+    return str(whole)
 
 
 def is_write_error(error: Exception) -> bool:

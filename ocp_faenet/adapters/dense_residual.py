@@ -39,8 +39,8 @@ def adsorbates_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
         ValueError: a split whose records have no ``system_id``, or a data set without the mapping.
     """
     groups: dict[str, list[tuple[Mapping[str, Candidate], Mapping[str, float]]]] = {}
+    names = {place.system_id: place.adsorbate for place in read_mapping(mapping_of(spec)).values()}
     for split, (candidates, targets) in predicted(spec, result).items():
-        names = _adsorbates(Path(spec.splits[split]).parents[2])
         for system, own in targets.items():
             group = names[system] if split in NEW_ADSORBATES else KNOWN
             groups.setdefault(group, []).append((candidates[system], own))
@@ -59,9 +59,10 @@ def adsorbates_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     return columns
 
 
-def _adsorbates(data: Path) -> dict[str, str]:
-    mapping = read_mapping(data / "dense" / "oc20dense_mapping.pkl")
-    return {place.system_id: place.adsorbate for place in mapping.values()}
+def mapping_of(spec: RunSpec) -> Path:
+    """The mapping of the data set that the run's splits belong to."""
+    data = Path(next(iter(spec.splits.values()))).parents[2]
+    return data / "dense" / "oc20dense_mapping.pkl"
 
 
 def _conditions(

@@ -60,11 +60,16 @@ def saving_of(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: a model without forces, or a data set without ``dense_splits``.
     """
-    data = Path(spec.config()["dataset"]["train"]["src"]).parents[2]
     error = float(next(iter(result["splits"].values()))["forces_mae"])
-    src = data / SPLITS / "id" / "data.lmdb"
+    src = relaxed_split_of(spec)
     ends = relax_split(Path(result["checkpoint"]), src, fmax=error, steps=STEPS)
     return saved(ends)
+
+
+def relaxed_split_of(spec: RunSpec) -> Path:
+    """The dense ID split of the data set that the run was trained on."""
+    data = Path(spec.config()["dataset"]["train"]["src"]).parents[2]
+    return data / SPLITS / "id" / "data.lmdb"
 
 
 @torch.no_grad()  # stock models ask for gradients by themselves, and the host moves in place

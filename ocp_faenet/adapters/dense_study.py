@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.data.dense_membership import plain_id
 from ocp_faenet.data.reader import open_lmdb
 from ocp_faenet.metrics.bootstrap import Estimate
 from ocp_faenet.metrics.dense import Candidate, Candidates, perfect, random_choice, scores
+from ocp_faenet.metrics.submission import read_arrays
 
 Targets = dict[str, dict[str, float]]
 Predicted = tuple[dict[str, dict[str, Candidate]], Targets]
@@ -50,19 +49,30 @@ def predicted(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Predicted]:
     """Candidates and targets of each split, from the predictions that the run left.
 
     Raises:
-        ValueError: a split whose records have no ``system_id``.
+        ValueError: a split whose records have no ``system_id``; predictions that are gone.
     """
     folder = Path(result["checkpoint"]).parents[2]
     out = {}
     for split, src in spec.splits.items():
         places, targets = read_targets(src)
-        with np.load(folder / f"predictions_{split}.npz") as file:
-            energy = dict(zip(file["ids"].tolist(), file["energy"].tolist(), strict=True))
+        energy = _energies(folder / f"predictions_{split}.npz")
         candidates: dict[str, dict[str, Candidate]] = {name: {} for name in targets}
         for sid, (system, config) in places.items():
             candidates[system][config] = Candidate(energy[sid], targets[system][config])
         out[split] = (candidates, targets)
     return out
+
+
+def _energies(path: Path) -> dict[str, float]:
+    """Predicted energies in eV by sid."""
+    try:
+        arrays = read_arrays(path)
+        return dict(zip(arrays["ids"].tolist(), arrays["energy"].tolist(), strict=True))
+    except (KeyError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: {reason}; remove {path.parent / 'result.json'}, and the run predicts again"
+        ) from error
 
 
 def dense_references(spec: RunSpec) -> list[dict[str, Any]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ocp_faenet.adapters.conservation_probe import conservation_of
-from ocp_faenet.adapters.dense_residual import Runs, adsorbates_of, dense_difference
-from ocp_faenet.adapters.dense_saving import saving_of
+from ocp_faenet.adapters.dense_residual import Runs, adsorbates_of, dense_difference, mapping_of
+from ocp_faenet.adapters.dense_saving import relaxed_split_of, saving_of
 from ocp_faenet.adapters.dense_study import dense_of, dense_references
 from ocp_faenet.adapters.depth import last_layer_diversity, layers_diversity
-from ocp_faenet.adapters.runs import RunSpec, write_json
+from ocp_faenet.adapters.runs import RunSpec, read_json, write_json
 from ocp_faenet.adapters.symmetry_measurements import frames_of, symmetry_of
+from ocp_faenet.data.digests import file_digest
 from ocp_faenet.metrics.bootstrap import Estimate
 
 #: Looks at a finished run: its spec and its result (``checkpoint`` holds the path of the
@@ -32,6 +32,12 @@ MEASUREMENTS: dict[str, tuple[Measurement, int]] = {
     "saving": (saving_of, 1),
 }
 
+#: The file that some read beside the run's own data, which its folder's name does not tell of.
+SOURCES: dict[str, Callable[[RunSpec], Path]] = {
+    "adsorbates": mapping_of,
+    "saving": relaxed_split_of,
+}
+
 #: Rows that need no run, of measurements that have some: ``label``, ``splits`` and ``measured``.
 REFERENCES: dict[str, Callable[[RunSpec], list[dict[str, Any]]]] = {"dense": dense_references}
 
@@ -40,7 +46,7 @@ DIFFERENCES: dict[str, Callable[[Runs, Runs], dict[str, Estimate]]] = {"dense": 
 
 
 def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """What ``name`` says of a run, from its folder if it was measured before.
+    """What ``name`` says of a run, from its folder if it was measured before on the same data.
 
     Raises:
         ValueError: no such measurement.
@@ -48,7 +54,10 @@ def measure(name: str, spec: RunSpec, result: Mapping[str, Any], folder: Path) -
     if name not in MEASUREMENTS:
         raise ValueError(f"measurements: no {name!r}, only {', '.join(MEASUREMENTS) or 'none'}")
     measurement, version = MEASUREMENTS[name]
-    path = folder / f"measured_{name}_{version}.json"
-    if not path.is_file():
-        write_json(path, measurement(spec, result))
-    return dict(json.loads(path.read_text()))
+    data = f"_{file_digest(SOURCES[name](spec))[:12]}" if name in SOURCES else ""
+    path = folder / f"measured_{name}_{version}{data}.json"
+    found = read_json(path)
+    if found is None:
+        found = measurement(spec, result)
+        write_json(path, found)
+    return found

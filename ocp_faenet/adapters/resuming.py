@@ -13,7 +13,7 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.trainers import OCPTrainer
 
-from ocp_faenet.adapters.checkpoints import is_write_error
+from ocp_faenet.adapters.checkpoints import is_write_error, save_beside
 from ocp_faenet.adapters.interruption import (
     INTERRUPTION,
     LoaderContext,
@@ -126,24 +126,19 @@ class ResumingTrainer(OCPTrainer):
         ends with the error if no later one could be written.
         """
         place = Path(self.config["cmd"]["checkpoint_dir"])
-        partial = place / f"{checkpoint_file}.partial"
         try:
-            written = super().save(metrics, partial.name, training_state)
-            if written is None:
-                return None
-            with open(written, "rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(place / checkpoint_file)
+            written = save_beside(super().save, metrics, checkpoint_file, training_state)
         except (OSError, RuntimeError) as error:
             if not is_write_error(error):
                 raise
-            partial.unlink(missing_ok=True)
+            (place / f"{checkpoint_file}.partial").unlink(missing_ok=True)
             message = f"{place / checkpoint_file}: not written at step {self.step} ({error})"
             self._unsaved[checkpoint_file] = message
             logging.error(f"{message}; the one before is kept. Make room on the disk")
             return None
-        self._unsaved.pop(checkpoint_file, None)
-        return str(place / checkpoint_file)
+        if written is not None:
+            self._unsaved.pop(checkpoint_file, None)
+        return written
 
     def _forward(self, batch: Any) -> Any:
         # The first rank alone: another one that stopped a step early would leave it waiting.

@@ -3,17 +3,18 @@
 Studies (`compare`, and those that follow it) are lists of :class:`RunSpec`. A run lives in a
 folder named after the hash of everything that defines it; its ``result.json`` is written last
 and whole, so a study that was interrupted takes up its finished runs from there and its
-unfinished ones from their last checkpoint.
+unfinished ones from their last checkpoint. What a folder lost or holds broken is made again.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,14 @@ from fairchem.core.common.utils import build_config, load_config, merge_dicts
 
 from ocp_faenet.adapters.datasets import check_lmdb
 from ocp_faenet.adapters.schedules import LENGTHS
+from ocp_faenet.data.digests import file_digest
 
 #: Steps after which the host's log starts its running means of training errors anew.
 LOG_WINDOW = 100
 #: Part of every hash: raise it when the meaning of a result changes.
 PROTOCOL = 1
+#: Of every result.
+SECTIONS = ("training", "splits")
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,45 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run left, or ``None`` if it is not finished."""
+    """What a finished run left, or ``None`` if it is not finished.
+
+    A run whose weights are gone, or whose weights or predictions are half there, is not: a
+    warning names the file.
+    """
+    result = read_result(folder)
+    if result is None:
+        return None
+    for path in (checkpoint_of(folder), *sorted(folder.glob("predictions_*.npz"))):
+        if not zipfile.is_zipfile(path):
+            state = "incomplete" if path.is_file() else "no longer there"
+            logging.warning(f"{path}: {state}; the run is not finished, it is taken up again")
+            return None
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The numbers of a run, whatever became of its weights; ``None`` where there are none."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    result = read_json(path)
+    if result is not None and not all(isinstance(result.get(key), dict) for key in SECTIONS):
+        logging.warning(f"{path}: without {' or '.join(SECTIONS)}, taken for absent")
+        return None
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; ``None`` where it is absent or, with a warning, broken."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logging.warning(f"{path}: unreadable, taken for absent ({error})")
+        return None
+    if not isinstance(content, dict):
+        logging.warning(f"{path}: holds no object, taken for absent")
+        return None
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -165,17 +205,6 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, stream, indent=2)
         stream.write("\n")
     os.replace(name, path)
-
-
-@functools.lru_cache(maxsize=256)
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the ``*.lmdb`` in a folder, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.glob("*.lmdb")):
-        with file.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _without_sources(config: Mapping[str, Any]) -> dict[str, Any]:

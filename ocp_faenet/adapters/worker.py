@@ -6,13 +6,13 @@ Everything is the host's own: its context, trainer, task, loaders, checkpoint an
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import torch
 from fairchem.core.common.utils import new_trainer_context
 from fairchem.core.datasets.base_dataset import create_dataset
 
+from ocp_faenet.adapters.checkpoints import save_beside
 from ocp_faenet.adapters.curves import read_curves
-from ocp_faenet.adapters.runs import RunSpec, checkpoint_of, load_result, write_json
+from ocp_faenet.adapters.machine import machine_class
+from ocp_faenet.adapters.resuming import ResumingTrainer
+from ocp_faenet.adapters.runs import RunSpec, checkpoint_of, load_result, read_json, write_json
 
 #: Scalars of the host's log that a result keeps begin so.
 CURVES = ("train/", "val/")
@@ -91,6 +94,8 @@ def _run(spec: RunSpec, folder: Path) -> dict[str, Any]:
     _drop_if_broken(checkpoint)
     with new_trainer_context(config=config) as context:
         trainer = context.trainer
+        if not isinstance(trainer, ResumingTrainer):  # which does so itself
+            trainer.save = partial(save_beside, trainer.save)
         context.task.setup(trainer)
         training = _train(context.task, trainer, folder)
         trainer.logger = None  # what follows belongs to no curve
@@ -110,18 +115,29 @@ def _run(spec: RunSpec, folder: Path) -> dict[str, Any]:
             "checkpoint": str(checkpoint),
             "curves": {tag: points for tag, points in curves.items() if tag.startswith(CURVES)},
             "torch": torch.__version__,
+            "machine": machine_class(),
         }
 
 
-def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
-    """Train to the end; seconds include those of earlier, interrupted attempts."""
+def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
+    """Train to the end, and leave the weights of the end in the checkpoint.
+
+    Seconds include those of earlier, interrupted attempts. Samples per second are those of this
+    one; ``None`` where it had no step left.
+
+    Raises:
+        OSError: the checkpoint cannot be written.
+    """
     finished = folder / "training.json"
-    if finished.is_file():
-        return dict(json.loads(finished.read_text()))
+    total = len(trainer.train_loader) * trainer.config["optim"]["max_epochs"]
+    done = read_json(finished)
+    if done is not None and trainer.step >= total:  # the step of the checkpoint, 0 without one
+        return done
+    for measured in folder.glob("measured_*.json"):  # of weights that are gone
+        measured.unlink()
     validation, start, first = Stopwatch(), time.perf_counter(), trainer.step
     before, cpu_before = _seconds_so_far(folder)
     cpu = time.process_time()
-    total = len(trainer.train_loader) * trainer.config["optim"]["max_epochs"]
     advance, shown = trainer.scheduler.step, 0.0
 
     def step(*args: Any, **kwargs: Any) -> None:
@@ -144,14 +160,21 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     steps = trainer.step - first
     seen = steps / max(len(trainer.train_loader), 1) * len(trainer.train_dataset)
+
+    def rate(of: float) -> float | None:
+        return seen / max(of, 1e-9) if steps > 0 else None
+
     training = {
         "seconds": before + seconds,
         "cpu_seconds": cpu_before + cpu_seconds,
         "validation_seconds": validation.seconds,
-        "samples_per_second": seen / max(seconds - validation.seconds, 1e-9),
-        "samples_per_cpu_second": seen / max(cpu_seconds - validation.cpu_seconds, 1e-9),
+        "samples_per_second": rate(seconds - validation.seconds),
+        "samples_per_cpu_second": rate(cpu_seconds - validation.cpu_seconds),
         "resumed_at_step": first,
     }
+    # The trainer saves every so many steps, which the last one need not be among.
+    if trainer.save(checkpoint_file="checkpoint.pt", training_state=True) is None:
+        raise OSError(f"{checkpoint_of(folder)}: not written at the end; make room on the disk")
     write_json(finished, training)
     return training
 
@@ -159,10 +182,9 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, float]:
 def _seconds_so_far(folder: Path) -> tuple[float, float]:
     """Wall and CPU seconds that an interrupted attempt spent, if its checkpoint is there to go
     on from."""
-    path = folder / "progress.json"
-    if not path.is_file() or not (checkpoint_of(folder)).is_file():
+    state = read_json(folder / "progress.json")
+    if state is None or not checkpoint_of(folder).is_file():
         return 0.0, 0.0
-    state = json.loads(path.read_text())
     return float(state["seconds"]), float(state.get("cpu_seconds", 0.0))
 
 

@@ -14,14 +14,8 @@ from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import DATA, INTO, JOBS, JSON, PATH, runs_in
-from ocp_faenet.cli.output import (
-    command_line,
-    machine_class,
-    markdown_table,
-    write_json,
-    write_text,
-)
-from ocp_faenet.cli.study_report import value
+from ocp_faenet.cli.output import command_line, markdown_table, write_json, write_text
+from ocp_faenet.cli.study_report import machines_of, timed, value
 from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.inventory import relaxed_energies
 from ocp_faenet.metrics.energies import mean_and_std, mean_baseline
@@ -190,7 +184,7 @@ def _report(
         "budget": "equal epochs" if minutes is None else f"equal wall time, {minutes:g} min",
         "seeds": study.seeds,
         "jobs": study.jobs,
-        "machine": machine_class(),
+        "machine": machines_of(results),
         "train_size": results[0]["train_size"],
         "split_sizes": {s: int(results[0]["splits"][s]["structures"]) for s in SPLITS},
         "rows": rows,
@@ -206,7 +200,7 @@ def _row(model: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "epochs": results[0]["epochs"],
         "minutes": mean_and_std([entry["seconds"] / 60 for entry in training]),
         "cpu_minutes": mean_and_std([entry["cpu_seconds"] / 60 for entry in training]),
-        "train_samples_per_second": mean_and_std([e["samples_per_second"] for e in training]),
+        "train_samples_per_second": timed([e["samples_per_second"] for e in training]),
         "eval_samples_per_second": mean_and_std(
             [result["splits"]["val_id"]["samples_per_second"] for result in results]
         ),
@@ -235,7 +229,8 @@ def table_of(report: Mapping[str, Any], scores: Sequence[str] = ("MAE", "MSE")) 
         cells = [LABELS.get(row["model"], row["model"])]
         if "parameters" in row:
             cells += [f"{row['parameters']:,}", str(row["epochs"]), f"{row['minutes'][0]:.1f}"]
-            cells.append(f"{row['train_samples_per_second'][0]:.0f}")
+            rate = row["train_samples_per_second"]
+            cells.append("-" if rate is None else f"{rate[0]:.0f}")
         else:
             cells += ["-"] * 4
         for split in SPLITS:

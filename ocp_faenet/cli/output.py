@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 
+from ocp_faenet.adapters.machine import machine_class as machine_class
 from ocp_faenet.cli.errors import BadInputError
-
-
-def machine_class() -> str:
-    """Cores, architecture and PyTorch of this machine, without its name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({platform.machine()}), torch {torch.__version__}"
 
 
 def command_line(leave_out: Sequence[str] = ()) -> str:

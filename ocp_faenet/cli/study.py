@@ -67,7 +67,10 @@ def study(
     if budget:
         click.echo(budget_of(chosen.specs, runs))
         return
-    outcome = chosen.run(runs, jobs)
+    try:
+        outcome = chosen.run(runs, jobs)
+    except (ValueError, OSError) as error:
+        raise BadInputError(str(error)) from error
     report = outcome.report
     click.echo(f"{chosen.plan.title}\n\n{markdown_of(report)}")
     if json_path is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocp_faenet.adapters.runs import RunSpec, count_records, load_result
+from ocp_faenet.adapters.runs import RunSpec, count_records, load_result, read_result
 from ocp_faenet.cli.output import markdown_table
 
 #: CPU seconds of a run before its first step and after its last: model, data, checkpoints.
@@ -109,12 +108,13 @@ def _rates(name: str, root: Path) -> tuple[float | None, float | None]:
 
     ``None`` where none of them measured it.
     """
-    results = [json.loads(path.read_text()) for path in root.glob(f"{name}-seed*/result.json")]
+    folders = [path.parent for path in root.glob(f"{name}-seed*/result.json")]
+    results = [result for folder in folders if (result := read_result(folder)) is not None]
     training = [result["training"].get("samples_per_cpu_second") for result in results]
     evaluation = [
         split.get("samples_per_cpu_second")
         for result in results
-        for split in result.get("splits", {}).values()
+        for split in result["splits"].values()
     ]
     return _median(training), _median(evaluation)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ocp_faenet.adapters.plan import Curve, StudyPlan
-from ocp_faenet.cli.output import markdown_table
+from ocp_faenet.cli.output import machine_class, markdown_table
 from ocp_faenet.metrics.energies import mean_and_std
 
 Pair = tuple[float, float]
@@ -52,6 +52,11 @@ def report_of(
     }
 
 
+def machines_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """Where runs were made: every class of machine; this one for those that do not say."""
+    return "; ".join(dict.fromkeys(each.get("machine") or machine_class() for each in results))
+
+
 def _curve(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``[x, mean, standard deviation]`` of the variants that were run, by line, in order of x."""
     average = {row["variant"]: row["average"] for row in rows}
@@ -85,16 +90,16 @@ def _row(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "parameters": results[0]["parameters"],
         "epochs": results[0]["epochs"],
         "train_size": results[0]["train_size"],
-        "cpu_minutes": _timed([entry.get("cpu_seconds") for entry in training], 1 / 60),
-        "train_rate": _timed([entry.get("samples_per_cpu_second") for entry in training]),
+        "cpu_minutes": timed([entry.get("cpu_seconds") for entry in training], 1 / 60),
+        "train_rate": timed([entry.get("samples_per_cpu_second") for entry in training]),
         "eval_rate": mean_and_std([sum(rates) / len(rates) for rates in evaluation]),
         "splits": scores,
         "average": mean_and_std(averages),
     }
 
 
-def _timed(values: Sequence[float | None], factor: float = 1.0) -> Pair | None:
-    """Mean and deviation of times; ``None`` if a run was trained before its CPU time was kept."""
+def timed(values: Sequence[float | None], factor: float = 1.0) -> Pair | None:
+    """Mean and deviation of times; ``None`` if that of a run is not known."""
     known = [factor * each for each in values if each is not None]
     return mean_and_std(known) if len(known) == len(values) else None
 

@@ -13,8 +13,7 @@ from tqdm import tqdm
 from ocp_faenet.adapters.measurements import DIFFERENCES, MEASUREMENTS, REFERENCES, measure
 from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
-from ocp_faenet.cli.output import machine_class
-from ocp_faenet.cli.study_report import report_of
+from ocp_faenet.cli.study_report import machines_of, report_of
 from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.dense_prepare import PREPARATIONS
 
@@ -88,6 +87,7 @@ class Study:
 
         Raises:
             BadInputError: a run failed.
+            ValueError: what a run left, or the data to measure it on, cannot be read.
         """
         found = run_study(self.specs, runs, jobs, self.plan.title)
         folders = [spec.folder(runs) for spec in self.specs]
@@ -109,7 +109,7 @@ class Study:
         stamp = {
             "command": command or f"ocp-faenet study {self.file}",
             "data": self.data.name,
-            "machine": machine_class(),
+            "machine": machines_of(results),
         }
         report = report_of(self.plan, results, measured, stamp)
         rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,16 @@ from ocp_faenet.data.dense_split import (
     DenseTables,
     finetuning_systems,
     plan_splits,
+    read_summary,
     write_splits,
 )
-from ocp_faenet.data.dense_tables import read_mapping, read_ref_energies, read_targets
+from ocp_faenet.data.dense_tables import (
+    DenseTableError,
+    read_mapping,
+    read_ref_energies,
+    read_targets,
+)
+from ocp_faenet.data.digests import file_digest
 from ocp_faenet.data.lmdb_io import write_lmdb
 from ocp_faenet.data.places import find_lmdb
 from ocp_faenet.data.reader import open_lmdb
@@ -38,28 +46,58 @@ SHARE = 0.8
 
 
 def prepare_dense(data: Path) -> Path:
-    """The splits of ``data/dense`` by what occurs in the IS2RE training set, unless they are there.
+    """The splits of ``data/dense`` by what occurs in the IS2RE training set.
+
+    They are made where they are absent, and anew where a file that they were made of is another;
+    `SUMMARY` keeps the SHA-256 of each. Splits of another definition, which ``dense split`` put
+    there, are left.
 
     Raises:
         DenseTableError, LmdbError: a table or an LMDB that is missing or unreadable.
     """
     out = data / SPLITS
-    if (out / SUMMARY).is_file() and (out / FINETUNE / "val" / "data.lmdb").is_file():
+    sources = _sources(data)
+    digests = {name: file_digest(path) for name, path in sources.items() if path.exists()}
+    if _up_to_date(out, digests):
         return out
-    own = {n: data / "dense" / f"oc20dense_{n}.pkl" for n in ("mapping", "targets", "ref_energies")}
     tables = DenseTables(
-        read_mapping(own["mapping"]),
-        read_targets(own["targets"]),
-        read_ref_energies(own["ref_energies"]),
+        read_mapping(sources["mapping"]),
+        read_targets(sources["targets"]),
+        read_ref_energies(sources["ref_energies"]),
     )
-    known = read_oc20_mapping(data / "oc20_data_mapping.pkl")
-    train = members(known, sids_of(find_lmdb(data, "is2re", "train", "all")))
-    lmdb = data / "dense" / "data.lmdb"
-    plan = plan_splits(sids_of(lmdb), tables, partial(by_training, train=train))
+    train = members(read_oc20_mapping(sources["oc20_mapping"]), sids_of(sources["train"]))
+    plan = plan_splits(sids_of(sources["data"]), tables, partial(by_training, train=train))
     cut = finetuning_systems(plan.systems[DenseSplit.ID], SHARE, seed=0)
     summary = {"definition": Definition.TRAINING.value, "overlapping": False, "finetune": cut}
-    write_splits(out, lmdb, plan, tables, cut, summary)
+    for name in (MIXED, FINETUNE, *(split.value for split in DenseSplit)):
+        shutil.rmtree(out / name, ignore_errors=True)
+    write_splits(out, sources["data"], plan, tables, cut, {**summary, "sources": digests})
     return out
+
+
+def _sources(data: Path) -> dict[str, Path]:
+    """What the splits are made of."""
+    tables = ("mapping", "targets", "ref_energies")
+    return {
+        **{name: data / "dense" / f"oc20dense_{name}.pkl" for name in tables},
+        "data": data / "dense" / "data.lmdb",
+        "oc20_mapping": data / "oc20_data_mapping.pkl",
+        "train": find_lmdb(data, "is2re", "train", "all"),
+    }
+
+
+def _up_to_date(out: Path, digests: dict[str, str]) -> bool:
+    """Whether the splits are there, and of the files that are there."""
+    if not (out / SUMMARY).is_file() or not (out / FINETUNE / "val" / "data.lmdb").is_file():
+        return False
+    try:
+        summary = read_summary(out)
+    except DenseTableError:
+        return False
+    if summary.get("definition") != Definition.TRAINING.value:
+        return True
+    kept = summary.get("sources", {})
+    return all(kept.get(name) == digest for name, digest in digests.items())
 
 
 def prepare_mixed(data: Path) -> Path:
