@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ocp_faenet.nn.eager import eager
+
 if TYPE_CHECKING:
     from ocp_faenet.nn.ewald import WaveGroup
     from ocp_faenet.nn.messages import Operands, Slopes
@@ -126,6 +128,7 @@ class NativePass:
         )
 
 
+@eager
 def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     """`cells.chebyshev_products` of ``(M, 3)``, or ``None`` where it is not compiled."""
     found = None if _switched_off or local.dtype is not torch.float32 else library()
@@ -139,6 +142,7 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     return out
 
 
+@eager
 def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | None:
     """``counts`` rows of ``(M, K)`` by each of ``(cells, K, C)``, or ``None``; no gradients."""
     found = None if _switched_off or rows.dtype is not torch.float32 else library()
@@ -155,6 +159,7 @@ def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | 
     return out[:, :channels].contiguous()
 
 
+@eager
 def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     """Graph norm and SiLU of ``x`` ``(F, N, C)`` in place, where no gradients are taken.
 
@@ -177,6 +182,7 @@ def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     return True
 
 
+@eager
 def ewald_group(
     h: Tensor,
     short: Tensor,
