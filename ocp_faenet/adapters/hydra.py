@@ -70,7 +70,7 @@ class FAENetBackbone(nn.Module, BackboneInterface, GraphModelMixin):
         graph = unpack(data, self.config, model_dtype(self), otf_graph=otf_graph)
         refuse_noise(data, self.training)
         rotations = stored_frames(data, graph, self.config) if self.training else None
-        passes = int(self.seeds.training_passes)
+        passes = self.seeds.passes
         seed = self.seeds() if self.training else None
         positions = None
         with _gradients(self), seeded(seed, graph.positions.device):
@@ -100,7 +100,7 @@ class FAENetHead(nn.Module, HeadInterface):
                 known = ", ".join(self.keys)
                 raise ValueError(f"{name}: unknown key {key!r} (value {config[key]!r}); {known}")
         self.config = validate_config({**backbone.mapping, **config})
-        backbone.seeds.training_passes.zero_()  # a backbone from a checkpoint begins anew
+        backbone.seeds.restart()  # a backbone from a checkpoint begins anew
 
     def state(self, emb: Mapping[str, Any]) -> BackboneState:
         """What our backbone left in ``emb``."""

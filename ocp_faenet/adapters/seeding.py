@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from fairchem.core.common import distutils
@@ -28,6 +29,9 @@ from torch import Tensor, nn
 class PassSeeds(nn.Module):
     """A seed for each training pass, from the run's own: the one the host gave torch before
     it built the model.
+
+    The count is a buffer, for checkpoints, and a number beside it: to read the buffer in every
+    pass would make the host wait for the device.
     """
 
     training_passes: Tensor
@@ -36,12 +40,32 @@ class PassSeeds(nn.Module):
         super().__init__()
         self.run_seed = torch.initial_seed()
         self.register_buffer("training_passes", torch.zeros((), dtype=torch.int64))
+        self._passes: int | None = 0
+        self.register_load_state_dict_post_hook(_forget_passes)
+
+    @property
+    def passes(self) -> int:
+        """Training passes so far."""
+        if self._passes is None:
+            self._passes = int(self.training_passes)
+        return self._passes
+
+    def restart(self) -> None:
+        """Count from the beginning."""
+        self.training_passes.zero_()
+        self._passes = 0
 
     def forward(self) -> int:
         """Count one training pass and return its seed, different on every rank."""
-        done = int(self.training_passes)
+        done = self.passes
         self.training_passes += 1
+        self._passes = done + 1
         return derive_seed(self.run_seed, done, distutils.get_rank())
+
+
+def _forget_passes(module: Any, incompatible: Any) -> None:
+    """The count has been loaded: it is read anew."""
+    module._passes = None
 
 
 def derive_seed(*parts: int) -> int:

@@ -96,8 +96,9 @@ def _atomic_numbers(data: Any, batch: Tensor) -> Tensor:
     stored = _require(data, "atomic_numbers", "add the atomic numbers")
     whole = stored.round()
     wrong = (whole != stored) | (whole < 1) | (whole > MAX_ATOMIC_NUMBER)
-    found = ", ".join({f"{float(z):g}": None for z in stored[wrong][:5]})
-    _refuse(wrong, batch, data, f"atomic number {found} is not in 1 to {MAX_ATOMIC_NUMBER}")
+    if bool(wrong.any()):
+        found = ", ".join({f"{float(z):g}": None for z in stored[wrong][:5]})
+        _refuse(wrong, batch, data, f"atomic number {found} is not in 1 to {MAX_ATOMIC_NUMBER}")
     return whole.long()
 
 

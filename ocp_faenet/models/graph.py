@@ -178,7 +178,7 @@ def _check_edges(
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index: shape {tuple(edge_index.shape)}, expected (2, E)")
     n, e = batch.shape[0], edge_index.shape[1]
-    if e and (int(edge_index.min()) < 0 or int(edge_index.max()) >= n):
+    if e and bool(((edge_index < 0) | (edge_index >= n)).any()):
         raise ValueError(f"edge_index: refers to atom {int(edge_index.max())} of {n}")
     if e and not bool((batch[edge_index[0]] == batch[edge_index[1]]).all()):
         raise ValueError("edge_index: an edge joins atoms of two structures")

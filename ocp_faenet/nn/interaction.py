@@ -137,7 +137,8 @@ class Interaction(nn.Module):
         """
         if self.norm is None:
             return h
-        if self.act is F.silu and native.norm_and_silu(h, self.norm, topology):
+        fits = self.act is F.silu and h.device.type == "cpu" and not torch.is_grad_enabled()
+        if fits and native.norm_and_silu(h, self.norm, topology):
             return h
         return self.act(self.norm(h, topology))
 

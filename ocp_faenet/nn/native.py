@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ocp_faenet.nn.eager import eager
 from ocp_faenet.nn.native_build import cache_folders, load_kernels
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class NativePass:
         )
 
 
+@eager
 def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     """`cells.chebyshev_products` of ``(M, 3)``, or ``None`` where it is not compiled."""
     found = None if local.requires_grad or degree > MAX_DEGREE else _kernels_for(local)
@@ -152,6 +154,7 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     return out
 
 
+@eager
 def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | None:
     """``counts`` rows of ``(M, K)`` by each of ``(cells, K, C)``, or ``None``; no gradients."""
     found = _kernels_for(rows, matrices)
@@ -168,6 +171,7 @@ def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | 
     return out[:, :channels].contiguous()
 
 
+@eager
 def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     """Graph norm and SiLU of ``x`` ``(F, N, C)`` in place, where no gradients are taken.
 
@@ -187,6 +191,7 @@ def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     return True
 
 
+@eager
 def ewald_group(
     h: Tensor,
     short: Tensor,
