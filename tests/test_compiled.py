@@ -47,7 +47,8 @@ def test_compiled_models_train_and_predict(name):
     exact, expected = step(model, parameters, graph)
     torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
     for a, b in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
+        # Traced models take the plain form; the tables are right to this (docs/performance.md).
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(graph)["energy"], model(graph)["energy"])

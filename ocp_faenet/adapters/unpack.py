@@ -44,7 +44,7 @@ def unpack(
     _refuse(~torch.isfinite(positions).all(-1), batch, data, "positions are not finite")
     numbers = _atomic_numbers(data, batch)
     tagged = config.tag_hidden_channels or config.graph_rewiring is not None
-    tags = _tags(data, batch) if tagged else None
+    tags = _tags(data) if tagged else None
     if tags is not None and config.graph_rewiring is not None:
         _refuse_untagged(tags, batch, num_graphs, data)
     cell = _cell(data, num_graphs, dtype) if config.use_pbc else None
@@ -102,14 +102,14 @@ def _atomic_numbers(data: Any, batch: Tensor) -> Tensor:
     return whole.long()
 
 
-def _tags(data: Any, batch: Tensor) -> Tensor:
+def _tags(data: Any) -> Tensor:
     tags = _require(
         data, "tags", "add tags (0 subsurface, 1 surface, 2 adsorbate), or set the model's "
         "tag_hidden_channels: 0"
     )  # fmt: skip
     if not bool(tags.any()):
         _warn_untagged()
-    elif int(batch[-1]) == 0 and tagged_as_ase(data.pos, tags):
+    elif torch.as_tensor(data.natoms).numel() == 1 and tagged_as_ase(data.pos, tags):
         _warn_tagged_as_ase()
     return tags.long()
 

@@ -27,7 +27,6 @@ from ocp_faenet.geometry.segments import segment_sum
 from ocp_faenet.nn import native
 from ocp_faenet.nn.activations import Activation
 from ocp_faenet.nn.blocked import BlockedPass
-from ocp_faenet.nn.eager import eager
 from ocp_faenet.nn.messages import Operands, Slopes
 from ocp_faenet.nn.workspace import SHARED
 
@@ -49,22 +48,20 @@ def convolve(operands: Operands, act: Activation | None) -> Tensor:
         and x.dtype in (torch.float32, torch.float64)
         and all(value.dtype is x.dtype for value in operands.values)
         and operands.features.shape[0] > 0
-        and not _transformed()
+        and not _traced()
     )
-    return _convolve_blocked(operands) if blocked else convolve_plain(operands, act)
-
-
-def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work: they know the plain form alone."""
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return active is not None and active()
-
-
-@eager
-def _convolve_blocked(operands: Operands) -> Tensor:
+    if not blocked:
+        return convolve_plain(operands, act)
     keep = torch.is_grad_enabled() and any(value.requires_grad for value in operands.values)
     out: Tensor = BlockedConvolution.apply(*operands.contiguous(), keep)  # type: ignore[no-untyped-call]
     return out
+
+
+def _traced() -> bool:
+    """Whether ``torch.compile`` or a transform of ``torch.func`` is at work, which know the plain
+    form alone."""
+    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return torch.compiler.is_compiling() or (transforms is not None and transforms())
 
 
 def convolve_plain(operands: Operands, act: Activation | None) -> Tensor:
@@ -120,7 +117,6 @@ def _fastest(operands: Operands) -> BlockedPass | native.NativePass:
     return native.pass_for(operands) or BlockedPass(operands)
 
 
-@eager
 def _blocked_backward(
     operands: Operands, saved: Tensor, grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:

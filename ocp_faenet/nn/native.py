@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ocp_faenet.nn.eager import eager
 from ocp_faenet.nn.native_build import cache_folders, load_kernels
 
 if TYPE_CHECKING:
@@ -57,10 +56,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def _kernels_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The kernels, where they take such tensors: nothing is compiled for any others."""
-    if _switched_off or any(
-        t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors
-    ):
+    """The kernels, where they take such tensors: nothing is compiled for any others.
+
+    Nor where ``torch.compile`` traces: what it traces with has no addresses.
+    """
+    if _switched_off or torch.compiler.is_compiling():
+        return None
+    if any(t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors):
         return None
     return library()
 
@@ -140,7 +142,6 @@ class NativePass:
         )
 
 
-@eager
 def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     """`cells.chebyshev_products` of ``(M, 3)``, or ``None`` where it is not compiled."""
     found = None if local.requires_grad or degree > MAX_DEGREE else _kernels_for(local)
@@ -154,7 +155,6 @@ def chebyshev_products(local: Tensor, degree: int) -> Tensor | None:
     return out
 
 
-@eager
 def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | None:
     """``counts`` rows of ``(M, K)`` by each of ``(cells, K, C)``, or ``None``; no gradients."""
     found = _kernels_for(rows, matrices)
@@ -171,7 +171,6 @@ def products(rows: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor | 
     return out[:, :channels].contiguous()
 
 
-@eager
 def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     """Graph norm and SiLU of ``x`` ``(F, N, C)`` in place, where no gradients are taken.
 
@@ -191,7 +190,6 @@ def norm_and_silu(x: Tensor, norm: GraphNorm, topology: Topology) -> bool:
     return True
 
 
-@eager
 def ewald_group(
     h: Tensor,
     short: Tensor,
