@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ocp_faenet.cli import benchmark_page, compare, expressivity_report, report, scaling_report
+from ocp_faenet.cli import (
+    benchmark_page,
+    compare,
+    expressivity_report,
+    report,
+    report_pages,
+    scaling_report,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -25,7 +32,7 @@ RENDERERS = {
     "benchmark_sizes": benchmark_page.markdown_of,
     "compare": compare.markdown_of,
     "expressivity": expressivity_report.markdown_of,
-    "report": lambda content: report.sections_of(content, "images/report/"),
+    "report": lambda content: report_pages.sections_of(content, "images/report/"),
     "scaling": scaling_report.markdown_of,
 }
 #: Tables of numbers that stand between no markers: page, first heads -> why.
@@ -43,6 +50,7 @@ BY_HAND = {
 STAMP = ("ocp-faenet ", "seed", "CPU cores")
 #: Pixels: a page shows 800 or so, and letters shrink with the picture.
 WIDEST = 1250
+HEADING = re.compile(r"^## ", re.MULTILINE)
 MARKED = re.compile(r"<!-- (\w+):(\w+) -->\n(.*?)\n<!-- /\1:\2 -->", re.DOTALL)
 TABLE = re.compile(r"^\|(.*)\|\n\|[-:| ]+\|\n((?:\|.*\|\n)+)", re.MULTILINE)
 
@@ -78,8 +86,21 @@ def test_other_tables_are_their_json(path):
 def test_every_table_is_stamped(path):
     for kind in ("study", "table"):
         for name, inside in sections(path, kind).items():
-            missing = [word for word in STAMP if word not in inside]
-            assert not missing, f"{path.name}: {name} does not say {missing}"
+            for part in filter(str.strip, HEADING.split(inside)):
+                missing = [word for word in STAMP if word not in part]
+                what = f"{path.name}: {name}, {part.splitlines()[0]}"
+                assert not missing, f"{what}: does not say {missing}"
+
+
+def test_commands_of_the_report_can_be_run_and_name_their_data():
+    content = load("report")
+    inside = sections(ROOT / "docs" / "report.md", "table")["report"]
+    required = {option.opts[0] for option in report.report.params if option.required}
+    for part in HEADING.split(inside)[1:]:
+        head = part.splitlines()[0]
+        (command,) = re.findall(r"`(ocp-faenet report [^`]*)`", part)
+        assert required <= set(command.split()), f"{head}: {command}"
+        assert f"the {content['data']} set" in part or ": no data" in part, head
 
 
 def test_every_result_is_shown_and_says_what_made_it():
@@ -147,7 +168,7 @@ def test_every_picture_is_there_and_every_one_is_shown():
     assert {path.resolve() for path in IMAGES.rglob("*.png")} <= shown
 
 
-@pytest.mark.parametrize("path", sorted(IMAGES.glob("*.png")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(IMAGES.rglob("*.png")), ids=lambda path: path.stem)
 def test_pictures_are_not_shrunk_beyond_reading(path):
     width, height = struct.unpack(">II", path.read_bytes()[16:24])
     assert 600 <= width <= WIDEST, f"{width} pixels wide"

@@ -12,10 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from ocp_faenet.adapters.dense_study import read_targets
+from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import checkpoint_of
 from ocp_faenet.cli import main, study_run
 from ocp_faenet.cli.errors import BadInputError
-from ocp_faenet.cli.report import sections_of
+from ocp_faenet.cli.report_pages import sections_of
 from ocp_faenet.cli.report_plan import (
     DEPTH,
     EWALD,
@@ -29,7 +30,7 @@ from ocp_faenet.cli.report_plan import (
 )  # fmt: skip
 from ocp_faenet.cli.report_sections import SECTIONS
 from ocp_faenet.cli.study_budget import START, minutes_of
-from ocp_faenet.data.places import find_lmdb
+from ocp_faenet.data.places import find_lmdb, training_lmdb
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +64,20 @@ def test_data_are_found_in_both_layouts(tmp_path):
     several = touch(oc20 / "s2ef" / "200k" / "train" / "data.0001.lmdb").parent
     assert find_lmdb(oc20, "s2ef", "train") == several
     assert find_lmdb(oc20, "s2ef", "val_id") == oc20 / "s2ef" / "val_id" / "data.lmdb"
+
+
+def test_a_size_is_that_size_or_none(tmp_path):
+    small = touch(tmp_path / "is2re" / "10k" / "train" / "data.lmdb")
+    assert training_lmdb(tmp_path, "is2re", "10k") == small
+    assert training_lmdb(tmp_path, "is2re") == small
+    with pytest.raises(FileNotFoundError, match=r"of all training structures in .*is2re/all/train"):
+        training_lmdb(tmp_path, "is2re", "all")
+    own = touch(tmp_path / "is2re" / "train" / "data.lmdb")
+    assert training_lmdb(tmp_path, "is2re") == own
+    assert training_lmdb(tmp_path, "is2re", "10k") == find_lmdb(tmp_path, "is2re", "train", "10k")
+    assert training_lmdb(tmp_path, "is2re", "10k") == small, "the size, not the embedded set"
+    made = touch(tmp_path / "dense_splits" / "finetune" / "train" / "data.lmdb")
+    assert training_lmdb(tmp_path, "dense_splits/finetune", "10k") == made
 
 
 # The verb
@@ -156,10 +171,13 @@ def test_the_whole_report_from_finished_runs(dense_tiny, runs, tmp_path, monkeyp
     again = report(*args[:-2], "--only", "table1")
     assert again.exit_code == 0
     part = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(part["sections"]) == ["table1"]
-    assert part["command"] == "ocp-faenet report --budget small --only table1"
+    command = f"ocp-faenet report --data {dense_tiny} --out {tmp_path / 'out'}"
+    assert content["command"] == f"{command} --configs {CONFIGS}"
     first = content["sections"]["table1"]["study"]
-    assert part["sections"]["table1"]["study"] == {**first, "command": part["command"]}
+    anew = {**first, "command": f"{command} --only table1 --configs {CONFIGS}"}
+    assert part["sections"].pop("table1")["study"] == anew
+    del content["sections"]["table1"]
+    assert part == content
 
 
 def test_sections_by_name_and_pictures_that_need_no_run(dense_tiny, tmp_path):
@@ -258,6 +276,10 @@ def test_real_oc20_at_the_places_of_the_download_script(dense_tiny, tmp_path):
     assert [spec.key() for spec in found.specs] == [spec.key() for spec in embedded.specs]
     other = Setting(oc20, tmp_path, CONFIGS, tmp_path, size="all").study(EWALD)
     assert other.specs[0].config()["dataset"]["train"]["sample_n"] == 16
+    with pytest.raises(FileNotFoundError, match="is2re/100k/train"):
+        specs_of(read_plan(CONFIGS / EWALD.file), CONFIGS / "studies", oc20, "100k")
+    with pytest.raises(BadInputError, match="is2re/100k/train"):
+        Setting(oc20, tmp_path, CONFIGS, tmp_path, size="100k").study(EWALD)
     args = ("--data", oc20, "--out", tmp_path / "out", "--runs", tmp_path / "runs")
     done = report(*args, "--only", "figure1,table2,force_curves")
     assert done.exit_code == 0, done.output

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.data import chemical_symbols
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from scipy.integrate import quad
 
-from ocp_faenet.cli.report_curves import mean_of, trained, validated
+from ocp_faenet.cli import report_drawings
+from ocp_faenet.cli.report_curves import mean_of, render_curves, trained, validated
+from ocp_faenet.cli.report_drawings import curves_picture, frames_picture, split_picture
 from ocp_faenet.cli.report_ewald import madelung_error
 from ocp_faenet.cli.report_frames import framed
 from ocp_faenet.cli.report_tables import published, render_table1, render_table2
@@ -62,7 +69,7 @@ def test_the_sums_give_madelungs_constants(kind, alpha):
 
 def test_a_cutoff_on_the_whole_interaction_does_not_converge():
     assert madelung_error(6.0, 3.0) < 1e-3
-    assert madelung_error(12.0, 6.0) < 1e-8
+    assert madelung_error(12.0, 6.0) < 1e-14, "a constant that is cut off"
     assert madelung_error(12.0, None) > 0.1
 
 
@@ -182,7 +189,78 @@ def test_table_2_has_the_reports_table_below_it():
     assert cells_of(theirs, "FAENet") == [
         "FAENet", "7.79", "0.47", "4.89", "0.51", "8.04", "0.50", "7.29", "0.52"
     ]  # fmt: skip
+    assert "those of the study (`dense split --by training`" in ours
     assert cells_of(theirs, "FAENet-ft")[1:4] == ["(train)", "(train)", "7.94"]
+
+
+def test_a_table_of_one_seed_has_no_deviation():
+    study = made_up({"schnet": "SchNet", "faenet": "F"}, ["val_id"], ["energy_mae", "energy_mse"])
+    text = render_table1({"study": study, "published": published("table1")})
+    assert "`ocp-faenet report`: seed 0 alone, weights" in text
+    assert "deviation" not in text
+    three = render_table1({"study": {**study, "seeds": 3}, "published": published("table1")})
+    assert "`ocp-faenet report`: mean ± standard deviation, seeds 0 to 2, weights" in three
+
+
+@pytest.mark.parametrize(
+    ("val", "train", "seeds", "said"),
+    [
+        ([(1.0, 2.0), (2.0, 1.0)], [(1.0, 3.0)], 3, ["Solid: ", "Dashed: ", "Means over seeds."]),
+        ([(2.0, 1.0)], [(1.0, 3.0)], 1, ["Marks: ", "Dashed: "]),
+        ([(2.0, 1.0)], [], 1, ["Marks: "]),
+    ],
+)
+def test_the_words_below_curves_are_what_is_drawn(val, train, seeds, said):
+    lines = [{"label": each, "train": train, "val": val, "seeds": seeds} for each in "ab"]
+    panel = {"title": "t", "label": "MAE", "train_size": 8, "lines": lines}
+    stamp = {"command": "ocp-faenet report", "data": "demo", "machine": "m"}
+    text = render_curves({"panels": [panel], **stamp})
+    words = ("Solid: ", "Marks: ", "Dashed: ", "Means over seeds.")
+    assert [each for each in words if each in text] == said
+    assert ("seeds 0 to 2)." if seeds == 3 else "seed 0 alone).") in text
+    assert text.endswith("`ocp-faenet report`: the demo set; m.")
+
+
+def drawn(monkeypatch, draw: Callable[[Path], None], path: Path) -> Figure:
+    """The figure that ``draw`` saves."""
+    kept = []
+    monkeypatch.setattr(report_drawings, "save", lambda figure, path: kept.append(figure))
+    draw(path)
+    kept[0].canvas.draw()
+    return kept[0]
+
+
+def test_lines_of_one_point_and_labels_without_markdown(tmp_path, monkeypatch):
+    line = {"label": "`k_cutoff`", "train": [], "val": [(2.0, 1.0)], "seeds": 1}
+    other = {**line, "label": "b", "val": [(1.0, 2.0), (2.0, 1.0)]}
+    panels = [{"title": "t", "label": "MAE", "lines": [line, other]}] * 2
+    figure = drawn(monkeypatch, lambda path: curves_picture(panels, path), tmp_path)
+    one, two = figure.axes[0].get_lines()
+    assert (one.get_label(), one.get_linestyle()) == ("k_cutoff", "None")
+    assert two.get_linestyle() == "-"
+    assert figure.get_size_inches()[0] * 150 <= 1250
+
+
+def test_symbols_stand_above_atoms_and_cell(tmp_path, monkeypatch):
+    structure = framed(slab_record(0).to_dict())
+    figure = drawn(monkeypatch, lambda path: frames_picture(structure, path), tmp_path)
+    axis = figure.axes[0]
+    symbols = [each for each in axis.texts if each.get_text() in chemical_symbols[1:]]
+    assert len(symbols) == (structure["tags"] == 2).sum()
+    circles = min(each.zorder for each in axis.patches if isinstance(each, Circle))
+    (cell,) = (each for each in axis.get_lines() if each.get_linestyle() == "--")
+    assert cell.zorder < circles < min(each.zorder for each in symbols)
+    assert figure.get_size_inches()[0] * 150 <= 1250
+
+
+def test_nothing_runs_through_the_legends_of_figure_3(tmp_path, monkeypatch):
+    figure = drawn(
+        monkeypatch, lambda path: split_picture([2.0, 3.0], [1.0, 1.0], [0.1, 0.0], path), tmp_path
+    )
+    for axis in figure.axes:
+        assert axis.get_legend().get_window_extent().y1 < axis.get_window_extent().y0
+    assert min(figure.axes[2].get_lines()[1].get_ydata()) > 0, "nought on a logarithmic axis"
+    assert figure.get_size_inches()[0] * 150 <= 1250
 
 
 def test_published_numbers_are_those_of_the_report():

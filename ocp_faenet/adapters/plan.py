@@ -13,7 +13,7 @@ from fairchem.core.common.utils import merge_dicts
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ocp_faenet.adapters.runs import RunSpec, count_records, with_epochs
-from ocp_faenet.data.places import find_lmdb
+from ocp_faenet.data.places import find_lmdb, training_lmdb
 
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 
@@ -173,11 +173,12 @@ def specs_of(plan: StudyPlan, folder: Path, data: Path, size: str | None = None)
         plan: the study.
         folder: where its file lies: paths of configurations are relative to it.
         data: data set with ``{task}/{split}/data.lmdb``, or OC20 as it is downloaded.
-        size: of OC20's training set; see `find_lmdb`.
+        size: of OC20's training set; see `training_lmdb`.
 
     Raises:
         ValueError: a configuration, an LMDB or a stage that is missing; a stage with another
             backbone than the variant that starts from it; a chain of variants.
+        FileNotFoundError: no training set of this size.
     """
     spec_of = partial(_spec, plan, folder, data, size)
     stages = {
@@ -205,7 +206,7 @@ def _spec(
     """The run of a variant or stage, with seed 0."""
     held_out = plan.evaluate or variant.task or plan.task
     source = {split: str(find_lmdb(data, held_out, split)) for split in plan.splits}
-    train = str(find_lmdb(data, variant.task or plan.task, "train", size))
+    train = str(training_lmdb(data, variant.task or plan.task, size))
     available = count_records(train)
     sample = variant.sample or plan.sample
     if sample is not None and sample > available:

@@ -14,7 +14,13 @@ from ocp_faenet.adapters.runs import RunSpec, count_records, specs_by_seed, with
 from ocp_faenet.cli.documents import insert_into
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import DATA, INTO, JOBS, JSON, PATH, runs_in
-from ocp_faenet.cli.output import command_line, markdown_table, write_json, write_text
+from ocp_faenet.cli.output import (
+    command_line,
+    markdown_table,
+    spread_of,
+    write_json,
+    write_text,
+)
 from ocp_faenet.cli.study_report import machines_of, timed, value
 from ocp_faenet.cli.training import run_study
 from ocp_faenet.data.inventory import relaxed_energies
@@ -242,11 +248,10 @@ def table_of(report: Mapping[str, Any], scores: Sequence[str] = ("MAE", "MSE")) 
 def sentence_of(report: Mapping[str, Any]) -> str:
     """Where the numbers come from, in one paragraph."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
-    seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
     jobs = f"{report['jobs']} runs" if report["jobs"] > 1 else "1 run"
     return (
-        f"`{report['command']}`: MAE in eV, MSE in eV², of the weights after the last epoch, mean "
-        f"± standard deviation, {seeds}, {report['budget']}; {report['train_size']} training "
+        f"`{report['command']}`: MAE in eV, MSE in eV², of the weights after the last epoch, "
+        f"{spread_of(report['seeds'])}, {report['budget']}; {report['train_size']} training "
         f"structures of the {report['data']} set; {sizes}. Minutes are wall time with validation "
         f"after every epoch; {report['machine']}; {jobs} at a time, one thread each."
     )

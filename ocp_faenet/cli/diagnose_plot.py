@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from ocp_faenet.cli.pictures import MARKERS, colour, save
+from ocp_faenet.cli.pictures import MARKERS, colour, plain, save
 
 
 def plot_depth(models: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -28,7 +28,7 @@ def plot_depth(models: Sequence[Mapping[str, Any]], path: Path) -> None:
             MARKERS[k % len(MARKERS)] + "-",
             ms=5,
             color=shade,
-            label=each["checkpoint"],
+            label=plain(each["checkpoint"]),
         )
         axis.fill_between(layers, mad - spread, mad + spread, color=shade, alpha=0.12, lw=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,21 @@ def _word(value: Any) -> str:
     return shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
+def seeds_of(count: int) -> str:
+    """Which seeds that many are."""
+    return f"seeds 0 to {count - 1}" if count > 1 else "seed 0 alone"
+
+
+def spread_of(count: int) -> str:
+    """What a number over so many seeds is, and which they are."""
+    return f"mean ± standard deviation, {seeds_of(count)}" if count > 1 else seeds_of(count)
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that it also reads well as text."""
     lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    # A rule of fewer than three characters is none to some readers.
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
     rule = [":" + "-" * (widths[0] - 1), *["-" * (width - 1) + ":" for width in widths[1:]]]
 
     def join(cells: Sequence[str]) -> str:
@@ -54,6 +66,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"| {' | '.join(padded)} |"
 
     return "\n".join([join(lines[0]), f"| {' | '.join(rule)} |", *map(join, lines[1:])])
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make ``folder``, and see that files can be written there: before anything is run.
+
+    Raises:
+        BadInputError: they cannot; the line names ``option``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadInputError(f"{option} {folder}: no folder to write to ({reason})") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,6 +23,11 @@ FEW = 4
 MARKERS = "os^DvpX*h<"
 
 
+def plain(label: str) -> str:
+    """``label`` of a table without its Markdown, which a picture would show."""
+    return label.replace("`", "")
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure (`save_figure`) and forget it."""
     try:
@@ -150,7 +155,7 @@ def _by_split(
         means, stds = np.array([by_split[split] for split in splits]).T
         place = np.arange(len(splits)) + (index - (len(errors) - 1) / 2) * step
         style = {"fmt": MARKERS[index % 10], "ms": 5, "capsize": 2, "color": colour(index)}
-        axis.errorbar(place, means, stds, label=model.replace("`", ""), **style)
+        axis.errorbar(place, means, stds, label=plain(model), **style)
     axis.set_xticks(range(len(splits)), [split.replace("val_", "") for split in splits])
     axis.set(ylabel=label, yscale="log", title="Validation splits")
     lowest = min(mean for by_split in errors.values() for mean, _ in by_split.values())
@@ -195,7 +200,7 @@ def error_curve(curve: Mapping[str, Any], title: str, label: str, path: Path) ->
     for index, (name, points) in enumerate(curve["series"].items()):
         x, means, stds = np.array(points, dtype=float).T
         style: dict[str, Any] = {"fmt": f"{MARKERS[index % 10]}-", "ms": 5, "capsize": 3}
-        axis.errorbar(x, means, stds, label=name, color=colour(index), **style)
+        axis.errorbar(x, means, stds, label=plain(name), color=colour(index), **style)
     places = sorted({point[0] for points in curve["series"].values() for point in points})
     if curve["log"]:
         axis.set_xscale("log")

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ocp_faenet.cli.documents import insert_into, with_table
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.options import JOBS, PATH, runs_in
-from ocp_faenet.cli.output import machine_class, write_json, write_text
-from ocp_faenet.cli.report_plan import Setting, estimate, missing
+from ocp_faenet.cli.output import command_line, make_folder
+from ocp_faenet.cli.report_pages import Document, Kept, merged, write_report
+from ocp_faenet.cli.report_plan import Part, Setting, estimate, missing
 from ocp_faenet.cli.report_sections import SECTIONS
-from ocp_faenet.data.places import SIZES
+from ocp_faenet.data.places import SIZES, TASKS, training_lmdb
+
+#: Parameters that say where numbers go or how fast, and not what they are.
+ELSEWHERE = ("jobs", "runs", "into")
 
 
 @click.command(
     epilog="\b\nocp-faenet report --data data/emt/demo --out report\n"
-    "ocp-faenet report --data data/emt/demo --out report --budget full --jobs 8\n"
     "ocp-faenet report --data data/emt/demo --out report --only figure1,figure3\n"
-    "ocp-faenet report --data data --size 10k --out report --only table1"
+    "ocp-faenet report --data data/emt/demo --out report --budget full --jobs 8\n"
+    "ocp-faenet report --data data --size 10k --out report_oc20 --only table1"
 )
 @click.option("--data", type=PATH, required=True, help="Embedded set, or OC20 as downloaded.")
 @click.option("--out", type=PATH, required=True, help="Folder of report.md, report.json, PNGs.")
@@ -35,7 +36,9 @@ from ocp_faenet.data.places import SIZES
     help="small: one seed, fewer epochs. full: the studies as their files have them.",
 )
 @click.option("--only", help=f"Sections, by commas, of {', '.join(SECTIONS)}; all if absent.")
-@click.option("--size", type=click.Choice(SIZES), help="Of OC20's training set; the smallest.")
+@click.option(
+    "--size", type=click.Choice(SIZES), help="Of OC20's training sets; the smallest if absent."
+)
 @JOBS
 @runs_in("runs/studies")
 @click.option(
@@ -67,64 +70,41 @@ def report(
     What trains is cached by the hash of its configuration, as in `study`, and shared with the
     studies of the same folder: run again, the command makes only what changed, and goes on where
     it was interrupted. A section whose data are absent, or one of whose runs fails, is left out
-    with a line that says why.
+    with a line that says why. Sections that are there already, of the same data and budget, stay
+    where no new one is made.
     """
     chosen = _chosen(only)
     if not data.is_dir():
         raise BadInputError(f"--data {data}: no such folder; `ocp-faenet data emt {data}` makes it")
-    if into is not None:
-        with_table(into, "report", "")  # before anything is run
-    command = f"ocp-faenet report --budget {budget}"
-    command += "" if only is None else f" --only {','.join(chosen)}"
-    command += "" if size is None else f" --size {size}"
-    setting = Setting(data, out, configs, runs, jobs, budget == "small", size, command)
-    absent = {
-        name: reason
-        for name in chosen
-        if (reason := missing(data, SECTIONS[name].needs)) is not None
-    }
-    if len(absent) == len(chosen):
-        raise BadInputError(absent[chosen[0]])
-    parts = [part for name in chosen if name not in absent for part in SECTIONS[name].parts]
+    named = data if data.name.strip(".") else data.resolve()
+    setting = Setting(
+        named, out, configs, runs, jobs, budget == "small", size, command_line(ELSEWHERE)
+    )
+    absent = _absent(setting, chosen)
+    coming = [name for name in chosen if name not in absent]
+    stamp = {**setting.stamp(), "command": command_line((*ELSEWHERE, "only")), "budget": budget,
+             "size": size}  # fmt: skip
+    document = None if into is None else Document.read(into, stamp, coming)
+    kept = Kept.read(f"--out {out}", out / "report.json", stamp, coming)
+    parts = list(dict.fromkeys(part for name in coming for part in SECTIONS[name].parts))
+    _check_inputs(setting, coming, parts)
+    if document is not None:
+        document.make_folders()
+    make_folder("--out", out)
     if parts:
-        click.echo(estimate(setting, dict.fromkeys(parts)))
-    out.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {
-        "command": command, "data": data.name, "machine": machine_class(), "sections": {},
-    }  # fmt: skip
-    failed = False
+        click.echo(estimate(setting, parts))
+    made: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
     for name in chosen:
-        made, ok = _section(name, setting, absent.get(name))
-        content["sections"][name] = made
-        failed |= not ok
-        write_json(out / "report.json", content)  # what is there so far, whatever comes
-        write_text(out / "report.md", page_of(content))
+        content, ok = _section(name, setting, absent.get(name))
+        (made if ok else failed)[name] = content
+        sections = merged(kept.sections, {**made, **failed})
+        write_report(out, {**stamp, "sections": sections})  # what is there so far, whatever comes
     click.echo(f"{out / 'report.md'}")
-    if into is not None:
-        _keep(content, out, into)
+    if document is not None:
+        document.keep(stamp, made, out)
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def page_of(content: Mapping[str, Any]) -> str:
-    """The whole report as Markdown, from what is in its JSON."""
-    stamp = f"`{content['command']}` on the {content['data']} set; {content['machine']}."
-    return f"# The report, reproduced\n\n{stamp}\n\n{sections_of(content)}\n"
-
-
-def sections_of(content: Mapping[str, Any], pictures: str = "") -> str:
-    """Its sections, with what stands before the names of pictures in links."""
-    lines = []
-    for name, made in content["sections"].items():
-        section = SECTIONS[name]
-        lines.append(f"## {section.title}")
-        if "left_out" in made:
-            lines.append(f"Left out: {made['left_out']}.")
-            continue
-        links = [f"{pictures}{picture}" for picture in made.get("pictures", ())]
-        lines += [f"![{section.title}]({link})" for link in links]
-        lines.append(section.render(made))
-    return "\n\n".join(lines)
 
 
 def _chosen(only: str | None) -> list[str]:
@@ -134,17 +114,35 @@ def _chosen(only: str | None) -> list[str]:
     return [name for name in SECTIONS if name in asked]
 
 
-def _keep(content: Mapping[str, Any], out: Path, document: Path) -> None:
-    """Sections into the document, pictures and numbers beside it."""
-    pictures = document.parent / "images" / "report"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for made in content["sections"].values():
-        for name in made.get("pictures", ()):
-            temporary = pictures / f".{name}.tmp"
-            shutil.copyfile(out / name, temporary)
-            os.replace(temporary, pictures / name)
-    write_json(document.parent / "results" / "report.json", content)
-    insert_into(document, "report", sections_of(content, "images/report/"))
+def _absent(setting: Setting, chosen: Sequence[str]) -> dict[str, str]:
+    """Sections whose data are absent, and what is missing.
+
+    Raises:
+        BadInputError: none of the chosen can be made.
+    """
+    reasons = {name: missing(setting.data, SECTIONS[name].needs) for name in chosen}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(absent) == len(chosen):
+        raise BadInputError(absent[chosen[0]])
+    return absent
+
+
+def _check_inputs(setting: Setting, coming: Sequence[str], parts: Sequence[Part]) -> None:
+    """Raises BadInputError where a training set, a study or the folder of runs cannot be had."""
+    needs = dict.fromkeys(need for name in coming for need in SECTIONS[name].needs)
+    if setting.size is not None:
+        for task in [need for need in needs if need in TASKS]:
+            try:
+                training_lmdb(setting.data, task, setting.size)
+            except FileNotFoundError as error:
+                raise BadInputError(f"--size {setting.size}: {error}") from error
+    for part in parts:
+        if not (setting.configs / part.file).is_file():
+            raise BadInputError(f"--configs {setting.configs}: no {setting.configs / part.file}")
+    if parts:
+        make_folder("--runs", setting.runs)
+    elif setting.runs.exists() and not setting.runs.is_dir():
+        raise BadInputError(f"--runs {setting.runs}: no folder")
 
 
 def _section(name: str, setting: Setting, reason: str | None) -> tuple[dict[str, Any], bool]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocp_faenet.adapters.runs import LOG_WINDOW
+from ocp_faenet.cli.output import seeds_of
 from ocp_faenet.cli.report_plan import DEPTH, EWALD, FORCES, FRAMES, Part, Setting
 from ocp_faenet.cli.study_run import Outcome
 
@@ -96,9 +97,7 @@ def _make(setting: Setting, pairs: Sequence[Pair], name: str) -> dict[str, Any]:
 
     panels = [panel_of(pair, setting.outcome(pair.part)) for pair in pairs]
     curves_picture(panels, setting.out / name)
-    command = setting.outcome(pairs[0].part).report["command"]
-    machine = setting.outcome(pairs[0].part).report["machine"]
-    return {"pictures": [name], "panels": panels, "command": command, "machine": machine}
+    return {"pictures": [name], "panels": panels, **setting.stamp()}
 
 
 def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:
@@ -163,21 +162,29 @@ def _per_epoch(result: Mapping[str, Any]) -> int:
 
 def render_curves(content: Mapping[str, Any]) -> str:
     """The ends of the curves."""
-    lines = []
+    lines = [_legend(content["panels"]), ""]
     for panel in content["panels"]:
         ends = ", ".join(f"{line['label']} {line['val'][-1][1]:.3f}" for line in panel["lines"])
         seeds = max(line["seeds"] for line in panel["lines"])
         lines.append(
             f"- {panel['title']}: {panel['label']} on the first validation split after the last "
-            f"epoch: {ends} ({panel['train_size']:,} training structures, seeds: {seeds})."
+            f"epoch: {ends} ({panel['train_size']:,} training structures, {seeds_of(seeds)})."
         )
-    return "\n".join(
-        [
-            "Solid: the first validation split. Dashed: the training set while it is learned, mean "
-            "of each epoch; noise on the structures is part of that. Means over seeds.",
-            "",
-            *lines,
-            "",
-            f"`{content['command']}`; {content['machine']}.",
-        ]
-    )
+    stamp = f"`{content['command']}`: the {content['data']} set; {content['machine']}."
+    return "\n".join([*lines, "", stamp])
+
+
+def _legend(panels: Sequence[Mapping[str, Any]]) -> str:
+    """What is drawn: a run that is validated at its end alone has one point and no line."""
+    lines = [line for panel in panels for line in panel["lines"]]
+    words = ["Solid: the first validation split."]
+    if all(len(line["val"]) == 1 for line in lines):
+        words = ["Marks: the first validation split, after the last epoch alone."]
+    if any(line["train"] for line in lines):
+        words.append(
+            "Dashed: the training set while it is learned, mean of each epoch; noise on the "
+            "structures is part of that."
+        )
+    if any(line["seeds"] > 1 for line in lines):
+        words.append("Means over seeds.")
+    return " ".join(words)

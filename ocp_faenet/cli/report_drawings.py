@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from ocp_faenet.cli.pictures import save
+from ocp_faenet.cli.pictures import WIDTH, plain, save
 from ocp_faenet.cli.report_ewald import ALPHA, K_CUTOFF, R_CUTOFF
 from ocp_faenet.geometry import ewald_split
 
@@ -29,6 +29,8 @@ FILLS = (SKY, ORANGE, GREEN, PURPLE, "#F0E442", RED, BLUE, "0.4")
 SHRINK = 0.75
 #: Å: hydrogen is drawn larger, so that its symbol fits.
 LEAST = 0.42
+#: By how much of their distance from the adsorbate's middle symbols are moved outwards.
+APART = 0.35
 
 
 def frames_picture(structure: Mapping[str, Any], path: Path) -> None:
@@ -40,12 +42,13 @@ def frames_picture(structure: Mapping[str, Any], path: Path) -> None:
     """
     count = len(structure["frames"])
     columns = max(2, -(-count // 2))
-    figure = plt.figure(figsize=(4.0 + 2.5 * columns, 4.6), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 4.0), layout="constrained")
     grid = figure.add_gridspec(2, columns + 2)
     centre = structure["positions"].mean(0)
     main = figure.add_subplot(grid[:, :2])
-    _atoms(main, structure["positions"] - centre, structure, named=True)
+    _atoms(main, structure["positions"] - centre, structure)
     _cell(main, structure)
+    _symbols(main, structure["positions"] - centre, structure)
     _axes(main, structure)
     main.set(xlabel="x (Å)", ylabel="y (Å)", title="The structure and its axes")
     for number, posed in enumerate(structure["posed"]):
@@ -65,7 +68,7 @@ def _signs(frame: Any, first: Any) -> tuple[str, str]:
     return tuple("+" if each else "−" for each in same)  # type: ignore[return-value]
 
 
-def _atoms(axis: Any, positions: Any, structure: Mapping[str, Any], named: bool = False) -> None:
+def _atoms(axis: Any, positions: Any, structure: Mapping[str, Any]) -> None:
     """Circles from the lowest atom to the highest; subsurface atoms are pale."""
     numbers, tags = structure["numbers"], structure["tags"]
     colours = _colours(numbers)
@@ -78,20 +81,28 @@ def _atoms(axis: Any, positions: Any, structure: Mapping[str, Any], named: bool 
             alpha=0.35 if tag == 0 else 1.0, lw=2.0 if tag == 2 else 0.8,
         )  # fmt: skip
         axis.add_patch(shape)
-        if named and tag == 2:
-            axis.annotate(
-                chemical_symbols[number], positions[place, :2], ha="center", va="center", fontsize=8
-            )
     low, high = positions[:, :2].min(0) - 1.6, positions[:, :2].max(0) + 1.6
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     axis.set_aspect("equal")
+
+
+def _symbols(axis: Any, positions: Any, structure: Mapping[str, Any]) -> None:
+    """Of the adsorbate's atoms: above all circles, and away from those that lie beside them."""
+    mine = np.flatnonzero(np.asarray(structure["tags"]) == 2)
+    middle = positions[mine, :2].mean(0)
+    for place in mine:
+        axis.annotate(
+            chemical_symbols[int(structure["numbers"][place])],
+            positions[place, :2] + APART * (positions[place, :2] - middle),
+            ha="center", va="center", fontsize=8, weight="bold", zorder=9,
+        )  # fmt: skip
 
 
 def _cell(axis: Any, structure: Mapping[str, Any]) -> None:
     a, b = structure["cell"][:2, :2]
     centre = structure["positions"].mean(0)[:2]
     corners = np.array([0 * a, a, a + b, b, 0 * a]) - centre
-    axis.plot(*corners.T, color="0.5", lw=1, ls="--")
+    axis.plot(*corners.T, color="0.5", lw=1, ls="--", zorder=0.9)  # below all atoms
     points = np.concatenate(
         [corners, structure["positions"][:, :2] - structure["positions"].mean(0)[:2]]
     )
@@ -140,7 +151,7 @@ def split_picture(
         divided: with the short-range part cut off there, the long-range one in Fourier space.
         path: of the PNG.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.0, 3.8), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(WIDTH, 4.2), layout="constrained")
     r = torch.linspace(0.02, 9.0, 450, dtype=torch.float64)
     left.plot(r, 1 / r, color="black", lw=1.6, label="1/r")
     left.plot(
@@ -164,15 +175,18 @@ def split_picture(
         title="Fourier space",
     )  # fmt: skip
     right.plot(cutoffs, plain, "o-", ms=3, color="black", lw=1, label="1/r cut off")
-    right.plot(cutoffs, divided, "s-", ms=3, color=GREEN, lw=1, label="both parts cut off")
+    resolved = np.maximum(divided, np.finfo(float).eps)  # nought has no place on this axis
+    right.plot(cutoffs, resolved, "s-", ms=3, color=GREEN, lw=1, label="both parts cut off")
     right.set(
         xlabel="cutoff in real space (Å)", ylabel="relative error", yscale="log",
         title="Energy of rock salt",
     )  # fmt: skip
+    right.set_xticks(range(4, 15, 2))
     for axis in (left, middle, right):
         axis.grid(color="0.92", lw=0.6)
         axis.set_axisbelow(True)
-        axis.legend(frameon=False, fontsize=9)
+        # Below the panel: inside, a curve or the cutoff would run through it.
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
     save(figure, path)
 
 
@@ -201,17 +215,18 @@ def curves_picture(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
             points ``(epoch, error)``, means over seeds.
         path: of the PNG.
     """
-    width = 4.3 * len(panels)
+    width = min(max(4.3 * len(panels), 6.4), WIDTH)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(max(width, 6.4), 4.2), layout="constrained", squeeze=False
+        1, len(panels), figsize=(width, 4.2), layout="constrained", squeeze=False
     )
     for axis, panel in zip(axes.flat, panels, strict=True):
         for colour, marker, line in zip((BLUE, RED), "os", panel["lines"], strict=True):
             if line["train"]:
                 axis.plot(*np.array(line["train"]).T, "--", color=colour, lw=1.2, alpha=0.8)
             if line["val"]:
-                style = {"color": colour, "lw": 1.8, "ms": 4, "label": line["label"]}
-                axis.plot(*np.array(line["val"]).T, f"{marker}-", **style)
+                form = f"{marker}-" if len(line["val"]) > 1 else marker
+                style = {"color": colour, "lw": 1.8, "ms": 4, "label": plain(line["label"])}
+                axis.plot(*np.array(line["val"]).T, form, **style)
         axis.set(xlabel="epoch", ylabel=panel["label"], yscale="log", title=panel["title"])
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from ocp_faenet.adapters.ewald_filters import learned_filters
+from ocp_faenet.cli.output import machine_class
 from ocp_faenet.cli.report_plan import EWALD, Setting
-from ocp_faenet.cli.report_text import stamp_of, stamped
+from ocp_faenet.cli.report_text import stamp_of, stamped, untrained
 from ocp_faenet.geometry import ewald_split
 
 #: Where the interaction is divided, Å⁻¹, and the two cutoffs, Å and Å⁻¹.
 ALPHA, R_CUTOFF, K_CUTOFF = 0.5, 6.0, 3.0
 #: Rock salt: lattice constant in Å, and the sum over its signs (Madelung's constant).
-ROCK_SALT, MADELUNG = 5.64, 1.7475645946
+ROCK_SALT, MADELUNG = 5.64, 1.7475645946331822
 
 
 def make_figure3(setting: Setting) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def make_figure3(setting: Setting) -> dict[str, Any]:
         "divided": divided,
         "plain_at": madelung_error(R_CUTOFF, None),
         "divided_at": at,
+        "command": setting.command,
+        "machine": machine_class(),
     }
 
 
@@ -66,7 +69,7 @@ def render_figure3(content: Mapping[str, Any]) -> str:
         f"{content['k_cutoff']:g} Å⁻¹. Right: relative error of rock salt's energy when 1/r itself "
         "is cut off, and when both parts are, at r and k = 2α²r (at 6 Å: "
         f"{100 * content['plain_at']:.0f} % and {100 * content['divided_at']:.1g} %). Computed "
-        "here; the report's figure is a drawing."
+        f"here; the report's figure is a drawing. {untrained(content)}"
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ocp_faenet.cli.report_plan import Setting
+from ocp_faenet.cli.report_text import untrained
 from ocp_faenet.data.places import find_lmdb
 from ocp_faenet.data.reader import lmdb_files, open_lmdb
 from ocp_faenet.models.config import FAENetConfig, FAMethod, FrameAveraging, FrameSource
@@ -38,6 +39,7 @@ def make_figure1(setting: Setting) -> dict[str, Any]:
         "frames": len(chosen["frames"]),
         "spread": chosen["spread"],
         "agreement": chosen["agreement"],
+        **setting.stamp(),
     }
 
 
@@ -105,5 +107,6 @@ def render_figure1(content: Mapping[str, Any]) -> str:
         f"`frame_source: positions`). The atoms spread {first:.2f} Å along u₁ and {second:.2f} Å "
         "along u₂. Turned by 0.7 rad about z, the structure is the same in its frames to "
         f"{content['agreement']:.0e} Å. The network sees it in one of them, drawn anew each time "
-        "(stochastic), or in all of them, and the predictions are averaged."
+        "(stochastic), or in all of them, and the predictions are averaged. "
+        f"{untrained(content)}"
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from ocp_faenet.adapters.plan import StudyPlan, read_plan
 from ocp_faenet.adapters.runs import RunSpec, count_records
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.output import machine_class
 from ocp_faenet.cli.study_budget import minutes_of
 from ocp_faenet.cli.study_run import Changes, Outcome, Study, ready
-from ocp_faenet.data.places import find_lmdb
+from ocp_faenet.data.places import training_lmdb
 
 #: Samples per CPU second in training and in evaluation, by the name of a run: of the `demo` set,
 #: one thread of 2 CPU cores (x86_64) that were busy. What finished runs say takes their place.
@@ -116,6 +117,14 @@ class Setting:
     command: str = "ocp-faenet report"
     done: dict[Part, Outcome] = field(default_factory=dict)
 
+    def stamp(self) -> dict[str, str]:
+        """Command, data set and machine, as every section has them."""
+        return {
+            "command": self.command,
+            "data": self.data.name,
+            "machine": machine_class(),
+        }
+
     def study(self, part: Part) -> Study:
         """The runs of ``part``, none of them started.
 
@@ -125,7 +134,7 @@ class Setting:
         file = self.configs / part.file
         try:
             whole = read_plan(file)
-            available = count_records(str(find_lmdb(self.data, whole.task, "train", self.size)))
+            available = count_records(str(training_lmdb(self.data, whole.task, self.size)))
             return ready(file, self.data, part.changes(whole, self.small, available), self.size)
         except (ValueError, OSError) as error:
             raise BadInputError(str(error)) from error

@@ -92,7 +92,9 @@ def render_table2(content: Mapping[str, Any]) -> str:
             sentence_of(study)
             + " SR: the configuration of lowest predicted energy is predicted within 0.1 eV of its "
             "own target, and no more than 0.1 eV above the system's minimum. *FAENet-ft* has seen "
-            "systems of the ID split.",
+            "systems of the ID split. The splits are those of the study (`dense split --by "
+            "training`: what occurs in the training set), not the report's (what occurs in OC20's "
+            "validation splits).",
             f'{theirs["where"]} of "{theirs["source"]}":',
             markdown_table(header, own),
             f"{orders} "

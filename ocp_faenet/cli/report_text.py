@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ocp_faenet.cli.output import seeds_of
+
 
 def stamped(report: Mapping[str, Any], seeds: int | None = None) -> dict[str, Any]:
     """What a figure keeps of its study's report; ``seeds``, where it shows fewer."""
@@ -16,9 +18,14 @@ def stamped(report: Mapping[str, Any], seeds: int | None = None) -> dict[str, An
 
 def stamp_of(content: Mapping[str, Any]) -> str:
     """That as a sentence."""
-    seeds = f"seeds 0 to {content['seeds'] - 1}" if content["seeds"] > 1 else "seed 0 alone"
     return (
-        f"`{content['command']}`: {seeds}, {content['epochs']} epochs on "
+        f"`{content['command']}`: {seeds_of(content['seeds'])}, {content['epochs']} epochs on "
         f"{content['train_size']} training structures of the {content['data']} set; "
         f"{content['machine']}."
     )
+
+
+def untrained(content: Mapping[str, Any]) -> str:
+    """The same of a figure for which nothing is trained; without ``data`` it is of none."""
+    source = f"the {content['data']} set" if "data" in content else "no data"
+    return f"`{content['command']}`: {source}, no seed; {content['machine']}."

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ocp_faenet.adapters.plan import Curve, StudyPlan
-from ocp_faenet.cli.output import machine_class, markdown_table
+from ocp_faenet.cli.output import machine_class, markdown_table, spread_of
 from ocp_faenet.metrics.energies import mean_and_std
 
 Pair = tuple[float, float]
@@ -160,7 +160,7 @@ def value(pair: Sequence[float]) -> str:
 def sentence_of(report: Mapping[str, Any]) -> str:
     """Where the numbers come from, in one paragraph."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
-    seeds = f"seeds 0 to {report['seeds'] - 1}" if report["seeds"] > 1 else "seed 0 alone"
+    seeds = spread_of(report["seeds"])
     fewer = [f"{row['label']}: {row['seeds']}" for row in report["rows"] if "seeds" in row]
     seeds += f" ({'; '.join(fewer)})" if fewer else ""
     epochs = sorted({row["epochs"] for row in report["rows"]})
@@ -169,7 +169,7 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     absent = report.get("not_run", {}).values()
     more = f" Not run: {'; '.join(absent)}." if absent else ""
     return (
-        f"`{report['command']}`: mean ± standard deviation, {seeds}, weights after the last of "
+        f"`{report['command']}`: {seeds}, weights after the last of "
         f"{' or '.join(map(str, epochs))} epochs on {' or '.join(map(str, trained))} training "
         f"structures of the {report['data']} set; {sizes}. Samples per second of CPU time, one "
         f"thread; {report['machine']}.{more}"
