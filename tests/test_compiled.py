@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
-from ocp_faenet.models.config import FAENetConfig, FAMethod, ForceMode
+from ocp_faenet.models.config import FAENetConfig, FAMethod, ForceMode, MPType
 from ocp_faenet.models.faenet import FAENetCore
 from ocp_faenet.models.published import IS2RE, with_method
 from ocp_faenet.models.synthetic import oc20_like
@@ -67,3 +68,25 @@ def test_gradients_by_torch_func(form):
     largest = max(float(b.abs().max()) for b in exact)
     for name, b in zip(parameters, exact, strict=True):
         torch.testing.assert_close(found[name], b, rtol=0, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("kind", [MPType.SIMPLE, MPType.BASE])
+@pytest.mark.parametrize("by", ["forward_ad", "jvp"])
+def test_forward_mode_derivatives_where_no_gradients_are_taken(kind, by, form):
+    model = FAENetCore(replace(SMALL, mp_type=kind, num_filters=64)).eval()
+    graph = oc20_like(30, 1)
+    direction = torch.randn(graph.positions.shape, generator=torch.Generator().manual_seed(0))
+
+    def energy(positions):
+        return model(graph.with_positions(positions))["energy"].sum()
+
+    positions = graph.positions.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(positions), positions)
+    with torch.no_grad():
+        if by == "jvp":
+            _, found = torch.func.jvp(energy, (graph.positions,), (direction,))
+        else:
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(graph.positions, direction)
+                found = forward_ad.unpack_dual(energy(dual)).tangent
+    torch.testing.assert_close(found, (gradient * direction).sum(), rtol=1e-3, atol=1e-5)

@@ -108,6 +108,20 @@ class TestTrainer:
         self.build(tmp_path, optim={**cycle, "total_steps": 7})
         assert "optim.total_steps: 7, but this run takes 6 steps" in caplog.text
 
+    def test_a_resumed_run_keeps_the_schedule_of_its_checkpoint(self, tmp_path: Path) -> None:
+        asked = {"optimizer": "AdamW", "lr_initial": 1e-2, "max_epochs": 2, "batch_size": 2}
+        cycle = {**asked, "num_workers": 0, "scheduler": "OneCycleLR", "max_lr": 1e-2}
+        first = self.build(tmp_path, optim=cycle)
+        first.train()
+        path = first.save()
+        self.build(tmp_path, optim=cycle).load_checkpoint(path)
+        longer = self.build(tmp_path, optim={**cycle, "max_epochs": 3})
+        with pytest.raises(
+            ValueError, match=r"checkpoint\.pt: total_steps: 4, but this run takes 6"
+        ):
+            longer.load_checkpoint(path)
+        longer.load_checkpoint(path, inference_only=True)
+
 
 def test_a_schedule_where_nothing_is_trained():
     cycle = {"scheduler": "OneCycleLR", "max_lr": 1e-2}

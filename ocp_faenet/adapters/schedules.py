@@ -29,12 +29,30 @@ def fitted_schedule(optim: Mapping[str, Any], steps: int | None) -> dict[str, An
     given = optim.get(key)
     if given is None:
         return {**optim, key: steps or 1}
-    if steps is not None and given != steps:
-        mismatch = (
-            f"optim.{key}: {given}, but this run takes {steps} steps (max_epochs x batches of a "
-            f"rank); without the key {scheduler} lasts as long as the run"
-        )
-        if scheduler == "OneCycleLR" and given < steps:
-            raise ValueError(mismatch)
-        logging.warning(mismatch)
+    if steps is not None:
+        check_length(scheduler, given, steps, f"optim.{key}")
     return dict(optim)
+
+
+def check_length(scheduler: str, given: int, steps: int, origin: str) -> None:
+    """Tell of a schedule that is not as long as the run.
+
+    Args:
+        scheduler: one of `LENGTHS`.
+        given: its length in steps.
+        steps: of the run, on each rank.
+        origin: where the length stands, for the message.
+
+    Raises:
+        ValueError: ``OneCycleLR`` is shorter than the run, which would end in its error.
+    """
+    if given == steps:
+        return
+    mismatch = (
+        f"{origin}: {given}, but this run takes {steps} steps (max_epochs x batches of a rank); "
+        f"without optim.{LENGTHS[scheduler]} {scheduler} lasts as long as the run, and a resumed "
+        "run keeps the schedule of its checkpoint"
+    )
+    if scheduler == "OneCycleLR" and given < steps:
+        raise ValueError(mismatch)
+    logging.warning(mismatch)

@@ -20,7 +20,7 @@ from ocp_faenet.adapters.finetuning import (
 )
 from ocp_faenet.adapters.preflight import check_labels, check_run_config
 from ocp_faenet.adapters.resuming import ResumingTrainer
-from ocp_faenet.adapters.schedules import fitted_schedule
+from ocp_faenet.adapters.schedules import LENGTHS, check_length, fitted_schedule
 from ocp_faenet.adapters.symmetry import validation_errors
 from ocp_faenet.adapters.training_log import LossTerms, Throughput, report_skipped
 
@@ -134,10 +134,31 @@ class FAENetTrainer(ResumingTrainer, ConservingTrainer):
         Raises:
             ValueError: see `fitted_schedule`.
         """
-        optim, loader = self.config["optim"], self.train_loader
-        steps = None if loader is None else optim["max_epochs"] * len(loader)
-        self.config["optim"] = fitted_schedule(optim, steps)
+        self.config["optim"] = fitted_schedule(self.config["optim"], self._steps())
         super().load_extras()
+
+    def load_checkpoint(
+        self,
+        checkpoint_path: str,
+        checkpoint: dict[str, Any] | None = None,
+        inference_only: bool = False,
+    ) -> None:
+        """The stock loading; the schedule is then the checkpoint's, which may not fit this run.
+
+        Raises:
+            ValueError: see `check_length`.
+        """
+        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        steps = None if inference_only else self._steps()
+        kind = self.config["optim"].get("scheduler")
+        if steps is not None and self._resumed and kind in LENGTHS:
+            given = getattr(self.scheduler.scheduler, LENGTHS[kind])
+            check_length(kind, given, steps, f"{checkpoint_path}: {LENGTHS[kind]}")
+
+    def _steps(self) -> int | None:
+        """Steps of the run on each rank, if there is something to train on."""
+        loader = self.train_loader
+        return None if loader is None else self.config["optim"]["max_epochs"] * len(loader)
 
     def load_loss(self) -> None:
         """The stock losses, each of which is remembered for the log."""

@@ -184,7 +184,7 @@ class Examiner:
 
 def _here(report: dict[str, Any]) -> None:
     """This machine among those that the numbers are of."""
-    if machine_class() not in report["machine"]:
+    if machine_class() not in report["machine"].split("; "):
         report["machine"] = "; ".join(filter(None, [report["machine"], machine_class()]))
 
 

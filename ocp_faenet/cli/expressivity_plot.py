@@ -54,6 +54,8 @@ def plot_layers(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             elif cell["at"] is not None:
                 values[row, column] = cell["at"]
                 _write(axis, column, row, text_of(cell), dark=cell["at"] > (deepest + 1) / 2)
+            elif cell["overflow"]:
+                _write(axis, column, row, "∞", dark=False)
         axis.set_facecolor(EMPTY)
         axis.imshow(values, cmap=colours, vmin=0.5, vmax=deepest + 0.5, aspect="auto")
         _label(axis, family, pairs[family], models)

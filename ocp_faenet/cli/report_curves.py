@@ -95,9 +95,12 @@ def make_force_curves(setting: Setting) -> dict[str, Any]:
 def _make(setting: Setting, pairs: Sequence[Pair], name: str) -> dict[str, Any]:
     from ocp_faenet.cli.report_drawings import curves_picture
 
-    panels = [panel_of(pair, setting.outcome(pair.part)) for pair in pairs]
+    outcomes = [setting.outcome(pair.part) for pair in pairs]
+    panels = [panel_of(pair, outcome) for pair, outcome in zip(pairs, outcomes, strict=True)]
     curves_picture(panels, setting.out / name)
-    return {"pictures": [name], "panels": panels, **setting.stamp()}
+    machines = [part for each in outcomes for part in each.report["machine"].split("; ")]
+    machine = "; ".join(dict.fromkeys(machines))  # that trained, not the one that draws
+    return {"pictures": [name], "panels": panels, **setting.stamp(), "machine": machine}
 
 
 def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:

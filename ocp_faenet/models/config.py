@@ -100,7 +100,8 @@ class FAENetConfig:
         augmentation: ours: ``DA`` rotates about z (``2D``) or freely (``3D``).
         ewald: ours: long-range messages beside the short-range ones, ``None`` for none.
         envelope: ours: messages go to zero at the cutoff, as SchNet's do, so that energies are
-            continuous while neighbours come and go; for ``mp_type: simple``.
+            continuous while neighbours come and go, where ``max_num_neighbors`` does not cut
+            them off first; for ``mp_type: simple``.
 
     Raises:
         ValueError: a value out of range, or keys that contradict each other.

@@ -48,20 +48,13 @@ def convolve(operands: Operands, act: Activation | None) -> Tensor:
         and x.dtype in (torch.float32, torch.float64)
         and all(value.dtype is x.dtype for value in operands.values)
         and operands.features.shape[0] > 0
-        and not _traced()
+        and not native.traced()
     )
     if not blocked:
         return convolve_plain(operands, act)
     keep = torch.is_grad_enabled() and any(value.requires_grad for value in operands.values)
     out: Tensor = BlockedConvolution.apply(*operands.contiguous(), keep)  # type: ignore[no-untyped-call]
     return out
-
-
-def _traced() -> bool:
-    """Whether ``torch.compile`` or a transform of ``torch.func`` is at work, which know the plain
-    form alone."""
-    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return torch.compiler.is_compiling() or (transforms is not None and transforms())
 
 
 def convolve_plain(operands: Operands, act: Activation | None) -> Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ocp_faenet.nn.native_build import cache_folders, load_kernels
 
@@ -55,12 +56,22 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _kernels_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The kernels, where they take such tensors: nothing is compiled for any others.
+def traced() -> bool:
+    """Whether ``torch.compile``, ``torch.func`` or forward-mode derivatives are at work.
 
-    Nor where ``torch.compile`` traces: what it traces with has no addresses.
+    What they trace with has no addresses, or loses what it carries when these are written to.
     """
-    if _switched_off or torch.compiler.is_compiling():
+    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or (transforms is not None and transforms())
+    )
+
+
+def _kernels_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The kernels, where they take such tensors: nothing is compiled for any others."""
+    if _switched_off or traced():
         return None
     if any(t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors):
         return None

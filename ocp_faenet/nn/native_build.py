@@ -60,7 +60,7 @@ def load_kernels(folders: Sequence[Path], patience: float = LOCK_SECONDS) -> cty
 
     Raises:
         RuntimeError: no compiler is found, or none makes what loads here; says why.
-        OSError: there is no place for temporary files.
+        OSError: the source cannot be read.
     """
     key = cache_key()
     found = _cached(folders, key)
