@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import shutil
@@ -249,10 +250,12 @@ class TestEpoch:
 
 
 def reads_in_a_fork(dataset: LmdbDataset, counts: Any) -> None:
+    faulthandler.dump_traceback_later(45)  # where it hangs, if it does
     before = sys.getrefcount(dataset.env)
     for _ in range(100):
         dataset[0]
     counts.put(sys.getrefcount(dataset.env) - before)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def test_a_loader_process_reads_what_its_parent_opened(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class TestTrainer:
         for given in ({}, {"total_steps": 6}):
             trainer = self.build(tmp_path, optim={**cycle, **given})
             assert trainer.scheduler.scheduler.total_steps == 6
-        assert "total_steps" not in caplog.text
+        assert "optim.total_steps" not in caplog.text
         self.build(tmp_path, optim={**cycle, "total_steps": 7})
         assert "optim.total_steps: 7, but this run takes 6 steps" in caplog.text
 
