@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def no_process_group_left() -> Iterator[None]:
         group.destroy_process_group()
     for key in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(key, None)
+
+
+@pytest.fixture
+def no_garbage() -> None:
+    """For tests that fork: garbage of tests before them is collected here, not in the child.
+
+    A process group of gloo waits for its threads when it is destroyed, and a child has none.
+    """
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -136,6 +137,7 @@ def start(
     ``group`` the child and its own are a process group.
     """
     context: Any = multiprocessing.get_context(method)
+    gc.collect()  # what a child would not get rid of: see `conftest.no_garbage`
     child = context.Process(target=_child, args=(list(given), log, ranks, group))
     child.start()
     return child

@@ -21,6 +21,8 @@ import ocp_faenet
 import plugin_fixtures as fx
 from ocp_faenet.adapters.frames import FRAMES, frame_averaging
 
+pytestmark = pytest.mark.usefixtures("no_garbage")  # they fork
+
 ocp_faenet.FAENet  # noqa: B018 (registers the transform with the host)
 DA = {"frame_averaging": "DA", "augmentation": "3D"}
 TURNED = ["pos", "pos_relaxed", "cell", "force", "edge_distance_vec", "dipole", "stress"]

@@ -22,7 +22,7 @@ from ocp_faenet.adapters.launch import RankDiedError, run_here
 from ocp_faenet.adapters.overrides import read_arguments
 from ocp_faenet.adapters.sweeps import make_grid
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_garbage")]  # they fork
 
 
 def record(folder: Path, name: str) -> dict:

@@ -27,6 +27,8 @@ from ocp_faenet.adapters.epoch import LOADING, REST, STAGES, Stages, time_epoch
 from ocp_faenet.adapters.runs import RunSpec
 from ocp_faenet.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_garbage")  # they fork
+
 NAMES = ("data.0000.lmdb", "data.0001.lmdb", "data.0010.lmdb")
 
 

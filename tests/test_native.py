@@ -25,6 +25,8 @@ from ocp_faenet.nn.messages import Operands
 from ocp_faenet.nn.norm import GraphNorm
 from ocp_faenet.nn.topology import Topology
 
+pytestmark = pytest.mark.usefixtures("no_garbage")  # they fork
+
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="Linux alone has kernels")
 
 

@@ -37,6 +37,8 @@ from ocp_faenet.geometry.rotations import random_rotations
 from ocp_faenet.models.denoising import WeightSchedule, weighted_gradient
 from plugin_fixtures import TINY, slab_record
 
+pytestmark = pytest.mark.usefixtures("no_garbage")  # they fork
+
 CONFIG = Path(__file__).parent.parent / "configs" / "oc20" / "emt" / "is2re" / "faenet_noisy.yml"
 HEADS = {
     "energy": {"module": "ocp_faenet.FAENetEnergyHead"},
