@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,20 @@ def no_process_group_left() -> Iterator[None]:
         group.destroy_process_group()
     for key in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(key, None)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """What verbs change for their process: the level of the log, and who stands for the trainers."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+    runner = sys.modules.get("ocp_faenet.adapters.runner")
+    if runner is not None:
+        from fairchem.core.trainers import OCPTrainer
+
+        for name in runner.STOCK_TRAINERS:
+            runner.registry.mapping["trainer_name_mapping"][name] = OCPTrainer
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +178,19 @@ def fairchem(
     command = [str(Path(sys.executable).with_name("fairchem")), "--mode", mode, "--cpu"]
     command += ["--config-yml", str(config_yml), "--run-dir", str(folder)]
     command += ["--timestamp-id", name, "--print-every", "1", *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=one_thread(), timeout=550
-    )
+    with one_at_a_time() if "--num-gpus" in args else nullcontext():
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=one_thread(), timeout=550
+        )
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """For several ranks of the host: all such runs of a machine meet at one port, and those that
+    came later hang when the first ends."""
+    with (Path(tempfile.gettempdir()) / f"ocp_faenet-ranks-{os.getuid()}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def checkpoint(folder: Path, name: str, file: str = "checkpoint.pt") -> dict[str, Any]:
