@@ -27,7 +27,7 @@ def no_process_group_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """What verbs change for their process: the level of the log, and who stands for the trainers."""
+    """What verbs change for their process: the level of the log, and who stands for trainers."""
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)
