@@ -16,18 +16,9 @@ from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import checkpoint_of
 from ocp_faenet.cli import main, study_run
 from ocp_faenet.cli.errors import BadInputError
+from ocp_faenet.cli.report_curves import PAIRS
 from ocp_faenet.cli.report_pages import sections_of
-from ocp_faenet.cli.report_plan import (
-    DEPTH,
-    EWALD,
-    FORCES,
-    FRAMES,
-    RATES,
-    TABLE1,
-    TABLE2,
-    Setting,
-    estimate,
-)  # fmt: skip
+from ocp_faenet.cli.report_plan import EWALD, FRAMES, LABELS, RATES, Setting, estimate
 from ocp_faenet.cli.report_sections import SECTIONS
 from ocp_faenet.cli.study_budget import START, minutes_of
 from ocp_faenet.data.places import find_lmdb, training_lmdb
@@ -36,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 
 
 CONFIGS = ROOT / "configs"
+#: All that the sections are made of.
+PARTS = list(dict.fromkeys(part for section in SECTIONS.values() for part in section.parts))
 
 
 def report(*args: object):
@@ -120,7 +113,7 @@ def runs(dense_tiny, tmp_path_factory) -> Path:
     """Folders of runs that look finished, all that a small report takes."""
     root = tmp_path_factory.mktemp("runs")
     setting, rng = Setting(dense_tiny, root, CONFIGS, root), np.random.default_rng(0)
-    for part in (TABLE1, TABLE2, DEPTH, EWALD, FRAMES, FORCES):
+    for part in PARTS:
         for spec in setting.study(part).specs:
             for each in filter(None, (spec.stage, spec)):
                 if not each.folder(root).exists():
@@ -149,7 +142,7 @@ def test_the_whole_report_from_finished_runs(dense_tiny, runs, tmp_path, monkeyp
         assert SECTIONS[name].render(made) in page
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
     assert sorted(links) == sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert len(links) == 8
+    assert len(links) == 5 + len(PAIRS)
     for link in links:
         assert (tmp_path / "out" / link).read_bytes().startswith(b"\x89PNG")
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
@@ -160,6 +153,18 @@ def test_the_whole_report_from_finished_runs(dense_tiny, runs, tmp_path, monkeyp
     for energies in content["sections"]["figure5"]["energies"].values():
         reference = [each[0] for each in energies.values()]
         assert reference == sorted(reference)
+    for name, pairs in PAIRS.items():
+        panels = content["sections"][name]["panels"]
+        assert [panel["title"] for panel in panels] == [
+            pair.title.format(size=panel["train_size"])
+            for pair, panel in zip(pairs, panels, strict=True)
+        ]
+        for pair, panel in zip(pairs, panels, strict=True):
+            assert [line["label"] for line in panel["lines"]] == list(pair.lines.values())
+            assert all(line["val"] and line["train"] for line in panel["lines"])
+    assert {panel["split"] for panel in content["sections"]["finetuning_curves"]["panels"]} == {
+        "id"
+    }
     inside = sections_of(content, "images/report/")
     assert document.read_text() == (
         f"before\n<!-- table:report -->\n{inside}\n<!-- /table:report -->\nafter\n"
@@ -246,19 +251,30 @@ def test_the_estimate_is_start_training_and_evaluation(dense_tiny, tmp_path):
     # 48 structures, 12 epochs, each with 16 of val_id; 4 splits of 16, scored and predicted.
     seconds = START + 12 * 48 / 24 + (12 * 16 + 2 * 4 * 16) / 8
     assert cost.minutes == pytest.approx(seconds / 60)
-    names = {spec.name for part in (TABLE1, TABLE2, DEPTH, EWALD, FRAMES, FORCES)
-             for spec in setting.study(part).specs}  # fmt: skip
-    assert names <= set(RATES)
+    specs = [spec for part in PARTS for spec in setting.study(part).specs]
+    assert {each.name for spec in specs for each in (spec, spec.stage) if each} <= set(RATES)
     assert estimate(setting, [EWALD]).startswith("2 of 2 runs left: about ")
 
 
 def test_a_small_budget_is_one_seed_and_a_full_one_what_the_files_say(dense_tiny, tmp_path):
     small = Setting(dense_tiny, tmp_path, CONFIGS, tmp_path).study(FRAMES)
     full = Setting(dense_tiny, tmp_path, CONFIGS, tmp_path, small=False).study(FRAMES)
-    assert [spec.seed for spec in small.specs] == [0, 0]
-    assert [spec.seed for spec in full.specs] == [0, 0, 1, 1, 2, 2]
+    assert [spec.seed for spec in small.specs] == [0, 0, 0]
+    assert [spec.seed for spec in full.specs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert {spec.config()["optim"]["max_epochs"] for spec in full.specs} == {12}
     assert {spec.config()["dataset"]["train"]["sample_n"] for spec in full.specs} == {48}
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_variants_with_their_own_numbers_of_structures_get_at_most_what_there_is(
+    dense_tiny, tmp_path, small
+):
+    study = Setting(dense_tiny, tmp_path, CONFIGS, tmp_path, small=small).study(LABELS)
+    assert {spec.config()["dataset"]["train"]["sample_n"] for spec in study.specs} == {48}
+    whole = read_plan(CONFIGS / LABELS.file)
+    asked = LABELS.changes(whole, small, 1000)
+    assert asked.sample is None, "100 and 1,000 labels, as the file has them"
+    assert LABELS.changes(whole, small, 999).sample == 999
 
 
 def test_real_oc20_at_the_places_of_the_download_script(dense_tiny, tmp_path):

@@ -72,8 +72,8 @@ def test_what_is_left_out_replaces_nothing_that_was_made():
     assert merged({"figure3": good}, {"figure3": better}) == {"figure3": better}
     assert merged({"figure3": bad}, {"figure3": good}) == {"figure3": good}
     assert merged({}, {"figure3": bad}) == {"figure3": bad}
-    assert list(merged({"figure3": good}, {"curves": good, "figure1": good})) == [
-        "figure1", "figure3", "curves"
+    assert list(merged({"figure3": good}, {"ewald_curves": good, "figure1": good})) == [
+        "figure1", "figure3", "ewald_curves"
     ]  # fmt: skip
 
 
@@ -103,13 +103,13 @@ def test_a_section_that_fails_replaces_no_good_one(dense_tiny, page, tmp_path, b
     args = ("--data", dense_tiny, "--out", tmp_path / "out", "--into", page)
     assert report(*args, "--only", "figure1,figure3").exit_code == 0
     before = everything(page.parent)
-    broken("figure1", "curves")
-    done = report(*args, "--only", "figure1,curves", "--runs", tmp_path / "runs")
+    broken("figure1", "ewald_curves")
+    done = report(*args, "--only", "figure1,ewald_curves", "--runs", tmp_path / "runs")
     assert done.exit_code == 1
     assert "figure1: left out: no memory" in done.output
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "left_out" not in content["sections"]["figure1"]
-    assert content["sections"]["curves"] == {"left_out": "no memory"}
+    assert content["sections"]["ewald_curves"] == {"left_out": "no memory"}
     assert everything(page.parent) == before
 
 
@@ -156,11 +156,19 @@ def test_all_sections_made_anew_replace_those_of_other_data(dense_tiny, page, tm
     assert {made.get("data", "another") for made in content["sections"].values()} == {"another"}
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[]", '{"sections": {"figure9": {}}}', "{}"])
-def test_a_file_that_holds_no_report_is_one_line(dense_tiny, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("no JSON", "holds no report"),
+        ("[]", "holds no report"),
+        ("{}", "holds no report"),
+        ('{"sections": {"figure9": {}}}', "a section figure9, which there is not; make the report"),
+    ],
+)
+def test_a_file_that_holds_no_report_is_one_line(dense_tiny, tmp_path, content, said):
     (tmp_path / "report.json").write_text(content)
     done = report("--data", dense_tiny, "--out", tmp_path, "--only", "figure3")
-    refused(done, str(tmp_path / "report.json"))
+    refused(done, str(tmp_path / "report.json"), said)
     assert (tmp_path / "report.json").read_text() == content
 
 
@@ -183,7 +191,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_run(
     monkeypatch.setattr("ocp_faenet.cli.study_run.run_study", None)
     file = tmp_path / "file"
     file.write_text("kept")
-    given = {"--data": dense_tiny, "--out": tmp_path / "out", "--only": "figure3,curves",
+    given = {"--data": dense_tiny, "--out": tmp_path / "out", "--only": "figure3,ewald_curves",
              "--runs": tmp_path / "runs", "--into": page}  # fmt: skip
     named = {
         "out a file": ("--out", file),

@@ -212,12 +212,15 @@ def test_a_table_of_one_seed_has_no_deviation():
 )
 def test_the_words_below_curves_are_what_is_drawn(val, train, seeds, said):
     lines = [{"label": each, "train": train, "val": val, "seeds": seeds} for each in "ab"]
-    panel = {"title": "t", "label": "MAE", "train_size": 8, "lines": lines}
+    note = "N." if seeds == 3 else None
+    panel = {"title": "t", "label": "MAE", "split": "val_x", "train_size": "8", "note": note,
+             "lines": lines}  # fmt: skip
     stamp = {"command": "ocp-faenet report", "data": "demo", "machine": "m"}
     text = render_curves({"panels": [panel], **stamp})
     words = ("Solid: ", "Marks: ", "Dashed: ", "Means over seeds.")
     assert [each for each in words if each in text] == said
-    assert ("seeds 0 to 2)." if seeds == 3 else "seed 0 alone).") in text
+    assert ("seeds 0 to 2). N.\n" if seeds == 3 else "seed 0 alone).\n") in text
+    assert "- t: MAE on val_x after the last epoch: a 1.000, b 1.000 (8 training" in text
     assert text.endswith("`ocp-faenet report`: the demo set; m.")
 
 

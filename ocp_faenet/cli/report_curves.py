@@ -9,7 +9,16 @@ from typing import Any
 
 from ocp_faenet.adapters.runs import LOG_WINDOW
 from ocp_faenet.cli.output import seeds_of
-from ocp_faenet.cli.report_plan import DEPTH, EWALD, FORCES, FRAMES, Part, Setting
+from ocp_faenet.cli.report_plan import (
+    DEPTH,
+    EWALD,
+    FORCES,
+    FRAMES,
+    LABELS,
+    TABLE2,
+    Part,
+    Setting,
+)
 from ocp_faenet.cli.study_run import Outcome
 
 Points = list[tuple[float, float]]
@@ -20,76 +29,77 @@ class Pair:
     """Two variants of a study, without and with an improvement.
 
     Attributes:
-        title: the improvement.
+        title: the improvement; ``{size}`` is the number of training structures.
         part: the study.
+        lines: labels of the two variants, the one without first.
         metric: of the host's evaluator.
         label: of the error, with its unit.
-        lines: labels of the two variants, the one without first.
+        note: a sentence that a reader of the curves must have.
     """
 
     title: str
     part: Part
-    metric: str
-    label: str
     lines: Mapping[str, str]
+    metric: str = "energy_mae"
+    label: str = "energy MAE (eV)"
+    note: str | None = None
 
 
-PAIRS = (
-    Pair(
-        "Frame averaging",
-        FRAMES,
-        "energy_mae",
-        "energy MAE (eV)",
-        {"none": "without", "stochastic": "stochastic, evaluated det"},
+#: By the section's name, the pairs of its panels.
+PAIRS: Mapping[str, tuple[Pair, ...]] = {
+    "frame_curves": (
+        Pair(
+            "Frame averaging",
+            FRAMES,
+            {"none": "without", "stochastic": "stochastic, evaluated det"},
+        ),
+        Pair("Learned canonicalisation", FRAMES, {"none": "without", "learned": "learned"}),
     ),
-    Pair(
-        "Ewald messages",
-        EWALD,
-        "energy_mae",
-        "energy MAE (eV)",
-        {"without": "without", "cutoff": "k_cutoff"},
+    "noisy_curves": (
+        Pair(
+            "Noisy Nodes, 16 layers",
+            DEPTH,
+            {"plain_16": "without", "noisy_16": "Noisy Nodes"},
+            note="With Noisy Nodes the structures that are learned carry noise.",
+        ),
     ),
-)
-NOISY_PAIRS = (
-    Pair(
-        "Noisy Nodes, 16 layers",
-        DEPTH,
-        "energy_mae",
-        "energy MAE (eV)",
-        {"plain_16": "without", "noisy_16": "Noisy Nodes"},
+    "pretraining_curves": tuple(
+        Pair(
+            "Denoising pre-training, {size} labels",
+            LABELS,
+            {f"scratch_{size}": "from scratch", f"tuned_{size}": "pre-trained"},
+        )
+        for size in (100, 1000)
     ),
-)
-FORCE_PAIRS = (
-    Pair(
-        "Energy conservation: forces",
-        FORCES,
-        "forces_mae",
-        "force MAE (eV/Å)",
-        {"direct_long": "direct", "gradient_target_long": "gradient target"},
+    "ewald_curves": (Pair("Ewald messages", EWALD, {"without": "without", "cutoff": "k_cutoff"}),),
+    "force_curves": tuple(
+        Pair(
+            f"Energy conservation: {name}",
+            FORCES,
+            {"direct_long": "direct", "gradient_target_long": "gradient target"},
+            metric,
+            label,
+        )
+        for name, metric, label in (
+            ("forces", "forces_mae", "force MAE (eV/Å)"),
+            ("energies", "energy_mae", "energy MAE (eV)"),
+        )
     ),
-    Pair(
-        "Energy conservation: energies",
-        FORCES,
-        "energy_mae",
-        "energy MAE (eV)",
-        {"direct_long": "direct", "gradient_target_long": "gradient target"},
+    "finetuning_curves": (
+        Pair(
+            "Fine-tuning on OC20-Dense",
+            TABLE2,
+            {"faenet": "FAENet", "faenet_ft": "FAENet-ft"},
+            note="FAENet-ft begins where such a training has ended, and learns some systems of "
+            "this split: what it does to the others is in Table 2.",
+        ),
     ),
-)
+}
 
 
-def make_curves(setting: Setting) -> dict[str, Any]:
-    """Curves with and without frames, and with and without Ewald messages."""
-    return _make(setting, PAIRS, "curves.png")
-
-
-def make_noisy_curves(setting: Setting) -> dict[str, Any]:
-    """Curves with and without Noisy Nodes."""
-    return _make(setting, NOISY_PAIRS, "noisy_curves.png")
-
-
-def make_force_curves(setting: Setting) -> dict[str, Any]:
-    """Curves of the loss of energy conservation."""
-    return _make(setting, FORCE_PAIRS, "force_curves.png")
+def make_curves(section: str, setting: Setting) -> dict[str, Any]:
+    """Train the pairs of a section of `PAIRS` as far as they are not, and draw their curves."""
+    return _make(setting, PAIRS[section], f"{section}.png")
 
 
 def _make(setting: Setting, pairs: Sequence[Pair], name: str) -> dict[str, Any]:
@@ -105,9 +115,10 @@ def _make(setting: Setting, pairs: Sequence[Pair], name: str) -> dict[str, Any]:
 
 def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:
     """Both lines of a panel: means over seeds of the error in training and on the first split."""
-    lines = []
+    lines, sizes = [], set()
     for variant, label in pair.lines.items():
         results = [result for _, result, _ in outcome.runs_of(variant)]
+        sizes |= {result["train_size"] for result in results}
         lines.append(
             {
                 "label": label,
@@ -116,8 +127,15 @@ def panel_of(pair: Pair, outcome: Outcome) -> dict[str, Any]:
                 "seeds": len(results),
             }
         )
-    size = outcome.report["train_size"]
-    return {"title": pair.title, "label": pair.label, "train_size": size, "lines": lines}
+    size = " or ".join(f"{size:,}" for size in sorted(sizes))
+    return {
+        "title": pair.title.format(size=size),
+        "label": pair.label,
+        "split": next(iter(outcome.report["split_sizes"])),
+        "train_size": size,
+        "note": pair.note,
+        "lines": lines,
+    }
 
 
 def trained(result: Mapping[str, Any], metric: str) -> Points:
@@ -169,9 +187,10 @@ def render_curves(content: Mapping[str, Any]) -> str:
     for panel in content["panels"]:
         ends = ", ".join(f"{line['label']} {line['val'][-1][1]:.3f}" for line in panel["lines"])
         seeds = max(line["seeds"] for line in panel["lines"])
+        note = f" {panel['note']}" if panel["note"] else ""
         lines.append(
-            f"- {panel['title']}: {panel['label']} on the first validation split after the last "
-            f"epoch: {ends} ({panel['train_size']:,} training structures, {seeds_of(seeds)})."
+            f"- {panel['title']}: {panel['label']} on {panel['split']} after the last "
+            f"epoch: {ends} ({panel['train_size']} training structures, {seeds_of(seeds)}).{note}"
         )
     stamp = f"`{content['command']}`: the {content['data']} set; {content['machine']}."
     return "\n".join([*lines, "", stamp])
@@ -184,10 +203,7 @@ def _legend(panels: Sequence[Mapping[str, Any]]) -> str:
     if all(len(line["val"]) == 1 for line in lines):
         words = ["Marks: the first validation split, after the last epoch alone."]
     if any(line["train"] for line in lines):
-        words.append(
-            "Dashed: the training set while it is learned, mean of each epoch; noise on the "
-            "structures is part of that."
-        )
+        words.append("Dashed: the training set while it is learned, mean of each epoch.")
     if any(line["seeds"] > 1 for line in lines):
         words.append("Means over seeds.")
     return " ".join(words)

@@ -106,7 +106,10 @@ def _read(option: str, file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise BadInputError(f"{option}: {file} holds no report ({error})") from error
     if unknown:
-        raise BadInputError(f"{option}: {file} has a section {unknown[0]}, which there is not")
+        raise BadInputError(
+            f"{option}: {file} has a section {unknown[0]}, which there is not; make the report in "
+            "another place, or take the section out"
+        )
     return dict(content)
 
 

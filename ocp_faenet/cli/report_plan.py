@@ -34,6 +34,12 @@ RATES: Mapping[str, tuple[float, float]] = {
     "cutoff": (180, 350),
     "none": (250, 580),
     "stochastic": (280, 680),
+    "learned": (210, 530),
+    "denoising": (200, 450),
+    "scratch_100": (260, 530),
+    "tuned_100": (260, 550),
+    "scratch_1000": (270, 550),
+    "tuned_1000": (250, 500),
     "direct_long": (210, 430),
     "gradient_target_long": (160, 310),
 }
@@ -73,21 +79,28 @@ class Part:
             small: ``--budget small``.
             available: training structures; a study that asks for more of them gets these.
         """
-        sample = self.sample if small else whole.sample
-        if sample is not None and sample > available:
+        sample = self.sample if small else None
+        if max(self._asked(whole) if sample is None else [sample], default=0) > available:
             sample = available
-        elif not small:
-            sample = None
         if not small:
             return Changes(sample=sample, only=self.only, measured=self.measured)
         return Changes(1, self.epochs, sample, self.only, self.measured)
+
+    def _asked(self, whole: StudyPlan) -> list[int]:
+        """Training structures that the study's file asks for, those of its variants included."""
+        variants = [whole.variants[name] for name in self.only or whole.variants]
+        own = [each.sample for each in [*variants, *whole.stages.values()]]
+        return [sample for sample in [whole.sample, *own] if sample is not None]
 
 
 TABLE1 = Part("studies/table1.yml", 8, None)
 TABLE2 = Part("studies/dense.yml", 8, None, measured=True)
 DEPTH = Part("studies/noisy_nodes.yml", 20, 300, ("plain_16", "noisy_16"))
 EWALD = Part("studies/ewald.yml", 12, 400, ("without", "cutoff"))
-FRAMES = Part("studies/frame_methods.yml", 12, 400, ("none", "stochastic"))
+FRAMES = Part("studies/frame_methods.yml", 12, 400, ("none", "stochastic", "learned"))
+LABELS = Part(
+    "studies/low_data.yml", 20, None, ("scratch_100", "tuned_100", "scratch_1000", "tuned_1000")
+)
 FORCES = Part("studies/forces.yml", 10, 400, ("direct_long", "gradient_target_long"))
 
 

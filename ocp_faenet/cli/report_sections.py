@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ocp_faenet.cli import (
@@ -18,6 +19,7 @@ from ocp_faenet.cli.report_plan import (
     EWALD,
     FORCES,
     FRAMES,
+    LABELS,
     TABLE1,
     TABLE2,
     Part,
@@ -95,25 +97,21 @@ SECTIONS: Mapping[str, Section] = {
         report_figures.make_figure5,
         report_figures.render_figure5,
     ),
-    "curves": Section(
-        "Training curves with and without frames and Ewald messages",
-        ("is2re",),
-        (FRAMES, EWALD),
-        report_curves.make_curves,
-        report_curves.render_curves,
-    ),
-    "noisy_curves": Section(
-        "Training curves with and without Noisy Nodes",
-        ("is2re",),
-        (DEPTH,),
-        report_curves.make_noisy_curves,
-        report_curves.render_curves,
-    ),
-    "force_curves": Section(
-        "Training curves with and without energy conservation",
-        ("s2ef",),
-        (FORCES,),
-        report_curves.make_force_curves,
-        report_curves.render_curves,
-    ),
+    **{
+        name: Section(
+            f"Training curves {without}",
+            needs,
+            (part,),
+            partial(report_curves.make_curves, name),
+            report_curves.render_curves,
+        )
+        for name, without, needs, part in (
+            ("frame_curves", "with and without frames", ("is2re",), FRAMES),
+            ("noisy_curves", "with and without Noisy Nodes", ("is2re",), DEPTH),
+            ("pretraining_curves", "with and without denoising pre-training", ("is2re",), LABELS),
+            ("ewald_curves", "with and without Ewald messages", ("is2re",), EWALD),
+            ("force_curves", "with and without energy conservation", ("s2ef",), FORCES),
+            ("finetuning_curves", "before and in fine-tuning", ("is2re", "dense"), TABLE2),
+        )
+    },
 }
