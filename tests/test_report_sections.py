@@ -241,6 +241,14 @@ def test_lines_of_one_point_and_labels_without_markdown(tmp_path, monkeypatch):
     one, two = figure.axes[0].get_lines()
     assert (one.get_label(), one.get_linestyle()) == ("k_cutoff", "None")
     assert two.get_linestyle() == "-"
+    assert [each.get_text() for each in figure.axes[0].get_legend().get_texts()] == [
+        "k_cutoff", "b"
+    ]  # fmt: skip
+    long = {**line, "train": [(1.0, 2.0)], "val": [(float(n), 1.0 / n) for n in range(1, 61)]}
+    panels = [{"title": "t", "label": "MAE", "lines": [line, long]}]
+    figure = drawn(monkeypatch, lambda path: curves_picture(panels, path), tmp_path)
+    assert figure.axes[0].get_legend().get_texts()[-1].get_text() == "training set"
+    assert max(each.get_markevery() or 1 for each in figure.axes[0].get_lines()) == 3
     assert figure.get_size_inches()[0] * 150 <= 1250
 
 

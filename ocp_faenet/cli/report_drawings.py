@@ -29,6 +29,8 @@ FILLS = (SKY, ORANGE, GREEN, PURPLE, "#F0E442", RED, BLUE, "0.4")
 SHRINK = 0.75
 #: Å: hydrogen is drawn larger, so that its symbol fits.
 LEAST = 0.42
+#: At most so many on a curve.
+MARKS = 20
 #: By how much of their distance from the adsorbate's middle symbols are moved outwards.
 APART = 0.35
 
@@ -225,8 +227,12 @@ def curves_picture(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.plot(*np.array(line["train"]).T, "--", color=colour, lw=1.2, alpha=0.8)
             if line["val"]:
                 form = f"{marker}-" if len(line["val"]) > 1 else marker
-                style = {"color": colour, "lw": 1.8, "ms": 4, "label": plain(line["label"])}
-                axis.plot(*np.array(line["val"]).T, form, **style)
+                axis.plot(
+                    *np.array(line["val"]).T, form, color=colour, lw=1.8, ms=4,
+                    markevery=-(-len(line["val"]) // MARKS), label=plain(line["label"]),
+                )  # fmt: skip
+        if any(line["train"] for line in panel["lines"]):
+            axis.plot([], [], "--", color="0.4", lw=1.2, label="training set")
         axis.set(xlabel="epoch", ylabel=panel["label"], yscale="log", title=panel["title"])
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.yaxis.set_minor_locator(mpl.ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))
