@@ -121,15 +121,8 @@ def benchmark(
     peak = peak_gflops(where, clock=CLOCKS[clock])
     how = Measurement(atoms, batch, modes, repeats, CLOCKS[clock], longest, where, peak, count)
     device_name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
-    rows: list[dict[str, Any]] = []
-    content = {
-        "command": command_line(("json_file", "plot", "into")), "data": "synthetic slabs",
-        "seed": None if mode == "relaxation" else 0,
-        "machine": {
-            "name": device_name, "threads": torch.get_num_threads(), "peak_gflops": peak,
-        },
-        "repeats": repeats, "clock": clock, "finished": False, "rows": rows,
-    }  # fmt: skip
+    content = _empty_report(how, device_name, clock, seed=None if mode == "relaxation" else 0)
+    rows: list[dict[str, Any]] = content["rows"]
     for group in time_rows(how):
         rows += group
         if json_file:  # what was measured outlives an interruption
@@ -149,6 +142,23 @@ def benchmark(
 
         plot_times(rows, plot)
         click.echo(f"\n{plot}")
+
+
+def _empty_report(
+    how: Measurement, device_name: str, clock: str, seed: int | None
+) -> dict[str, Any]:
+    """What the JSON says beside its rows, of which there are none yet."""
+    threads = torch.get_num_threads()
+    return {
+        "command": command_line(("json_file", "plot", "into")),
+        "data": "synthetic slabs",
+        "seed": seed,
+        "machine": {"name": device_name, "threads": threads, "peak_gflops": how.peak},
+        "repeats": how.repeats,
+        "clock": clock,
+        "finished": False,
+        "rows": [],
+    }
 
 
 def _processor() -> str:
