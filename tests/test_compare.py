@@ -90,6 +90,10 @@ def test_schedule_follows_the_epochs():
     cycle = {"optim": {"batch_size": 16, "scheduler": "OneCycleLR"}}
     assert with_epochs(cycle, 32, 4) == {"optim": {"max_epochs": 4, "total_steps": 8}}
     assert with_epochs({"optim": {"batch_size": 1}}, 8, 2) == {"optim": {"max_epochs": 2}}
+    each = {"optim": {"batch_size": 16, "eval_every": None}}
+    assert with_epochs(each, 33, 4) == {"optim": {"max_epochs": 4, "eval_every": 3}}
+    rare = {"optim": {"batch_size": 16, "eval_every": 7}}
+    assert with_epochs(rare, 33, 4) == {"optim": {"max_epochs": 4}}
 
 
 def test_curves_of_a_resumed_run(tmp_path):
@@ -198,9 +202,15 @@ def test_what_a_run_lost_is_made_again_and_no_more(tmp_path, tiny_data):
     write_json(measured, {"MAD": 1.0})
     (other,) = pool.run_all([one], tmp_path)
     assert other["training"]["resumed_at_step"] == 3
+    assert other["training"]["resumed_at_steps"] == [3]
+    stale = torch.load(checkpoint_of(folder), weights_only=False) | {"step": 2}
+    torch.save(stale, checkpoint_of(folder))
+    (folder / "result.json").unlink()
+    (older,) = pool.run_all([one], tmp_path)
+    assert older["training"]["resumed_at_steps"] == [3, 2]
     assert not measured.is_file(), "it was measured on other weights"
     cut(checkpoint_of(folder))
-    assert again()["resumed_at_step"] == 0
+    assert again()["resumed_at_steps"] == []
     checkpoint_of(folder).unlink()
     assert again()["resumed_at_step"] == 0
     (folder / "training.json").unlink()  # killed between the checkpoint and that

@@ -11,10 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from ocp_faenet.adapters import plan
 from ocp_faenet.adapters.dense_study import read_targets
 from ocp_faenet.adapters.plan import read_plan, specs_of
 from ocp_faenet.adapters.runs import checkpoint_of
-from ocp_faenet.cli import main, study_run
+from ocp_faenet.cli import main, report_plan, study_run
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.report_curves import PAIRS
 from ocp_faenet.cli.report_pages import sections_of
@@ -267,14 +268,19 @@ def test_a_small_budget_is_one_seed_and_a_full_one_what_the_files_say(dense_tiny
 
 @pytest.mark.parametrize("small", [True, False])
 def test_variants_with_their_own_numbers_of_structures_get_at_most_what_there_is(
-    dense_tiny, tmp_path, small
+    dense_tiny, tmp_path, small, monkeypatch
 ):
     study = Setting(dense_tiny, tmp_path, CONFIGS, tmp_path, small=small).study(LABELS)
     assert {spec.config()["dataset"]["train"]["sample_n"] for spec in study.specs} == {48}
-    whole = read_plan(CONFIGS / LABELS.file)
-    asked = LABELS.changes(whole, small, 1000)
-    assert asked.sample is None, "100 and 1,000 labels, as the file has them"
-    assert LABELS.changes(whole, small, 999).sample == 999
+    monkeypatch.setattr(report_plan, "count_records", lambda src: 999)
+    monkeypatch.setattr(plan, "count_records", lambda src: 999)
+    study = Setting(dense_tiny, tmp_path, CONFIGS, tmp_path, small=small).study(LABELS)
+    optims = {spec.name: spec.config()["optim"]["max_epochs"] for spec in study.specs}
+    sizes = {spec.name: spec.config()["dataset"]["train"]["sample_n"] for spec in study.specs}
+    assert sizes == {
+        "scratch_100": 100, "tuned_100": 100, "scratch_1000": 999, "tuned_1000": 999
+    }  # fmt: skip
+    assert (optims["scratch_100"], optims["scratch_1000"]) == ((20, 12) if small else (60, 12))
 
 
 def test_real_oc20_at_the_places_of_the_download_script(dense_tiny, tmp_path):

@@ -172,6 +172,23 @@ def test_a_file_that_holds_no_report_is_one_line(dense_tiny, tmp_path, content, 
     assert (tmp_path / "report.json").read_text() == content
 
 
+def test_sections_of_another_version_are_refused_before_anything_is_made(
+    dense_tiny, page, tmp_path
+):
+    args = ("--data", dense_tiny, "--out", tmp_path / "out", "--into", page)
+    assert report(*args, "--only", "figure1,figure3").exit_code == 0
+    for place in (tmp_path / "out" / "report.json", page.parent / "results" / "report.json"):
+        content = json.loads(place.read_text())
+        now = json.dumps(content)
+        del content["sections"]["figure1"]["machine"]
+        place.write_text(json.dumps(content))
+        before = everything(tmp_path)
+        done = report(*args, "--only", "figure3")
+        refused(done, str(place), "figure1 is of another version", "take the section out")
+        assert everything(tmp_path) == before
+        place.write_text(now)
+
+
 def test_sections_without_their_numbers_are_not_replaced(dense_tiny, page, tmp_path):
     page.write_text(MARKED.format(f"## {SECTIONS['table1'].title}"))
     args = ("--data", dense_tiny, "--out", tmp_path / "out", "--into", page)

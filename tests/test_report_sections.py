@@ -91,7 +91,15 @@ def test_a_structure_is_the_same_in_its_frames_however_it_is_turned():
     assert other > 0.5, "frames that do not differ"
 
 
-def test_curves_are_means_of_epochs_and_end_with_the_last_weights():
+@pytest.mark.parametrize(
+    ("resumed", "training"),
+    [
+        ([], {}),
+        ([30, 70], {"resumed_at_step": 70, "resumed_at_steps": [30, 70]}),
+        ([70], {"resumed_at_step": 70}),  # as runs of before have it
+    ],
+)
+def test_curves_are_means_of_epochs_and_end_with_the_last_weights(resumed, training):
     """Errors of single steps come out of the host's running means, which start anew."""
     steps, size, batch = 2 * 51, 202, 4  # 51 steps an epoch, the last of two structures
     rng = np.random.default_rng(0)
@@ -99,10 +107,10 @@ def test_curves_are_means_of_epochs_and_end_with_the_last_weights():
     weights[[50, 101]] = 2
     means = []
     for step in range(1, steps + 1):
-        begin = 100 if step > 100 else 30 if step > 30 else 0
+        begin = max(start for start in (0, *resumed, 100) if start < step)
         means.append(np.average(errors[begin:step], weights=weights[begin:step]))
     result = {
-        "train_size": size, "batch_size": batch, "epochs": 2, "training": {"resumed_at_step": 30},
+        "train_size": size, "batch_size": batch, "epochs": 2, "training": training,
         "curves": {
             "train/e": list(zip(range(1, steps + 1), means, strict=True)), "val/e": [(51, 2.5)]
         },

@@ -133,16 +133,20 @@ class RunSpec:
 def with_epochs(spec_config: Mapping[str, Any], train_size: int, epochs: int) -> dict[str, Any]:
     """Overrides that give a configuration ``epochs`` epochs, its schedule stretched to them.
 
+    An ``eval_every`` that is ``None`` becomes the steps of an epoch.
+
     Args:
         spec_config: a resolved configuration, for its batch size and scheduler.
         train_size: number of training structures.
         epochs: how many times each is seen.
     """
     optim = spec_config["optim"]
-    steps = epochs * math.ceil(train_size / optim["batch_size"])
+    steps = math.ceil(train_size / optim["batch_size"])
     overrides: dict[str, Any] = {"max_epochs": epochs}
+    if optim.get("eval_every", steps) is None:
+        overrides["eval_every"] = steps
     if optim.get("scheduler") in LENGTHS:
-        overrides[LENGTHS[optim["scheduler"]]] = steps
+        overrides[LENGTHS[optim["scheduler"]]] = epochs * steps
     return {"optim": overrides}
 
 

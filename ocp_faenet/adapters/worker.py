@@ -135,9 +135,20 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
     for measured in folder.glob("measured_*.json"):  # of weights that are gone
         measured.unlink()
     validation, start, first = Stopwatch(), time.perf_counter(), trainer.step
-    before, cpu_before = _seconds_so_far(folder)
+    before, cpu_before, resumed = _so_far(folder)
+    resumed = [*resumed, first] if first > 0 else []
     cpu = time.process_time()
-    advance, shown = trainer.scheduler.step, 0.0
+    advance, shown = trainer.scheduler.step, start
+
+    def show() -> None:
+        state = {
+            "step": trainer.step,
+            "steps": total,
+            "seconds": before + time.perf_counter() - start,
+            "cpu_seconds": cpu_before + time.process_time() - cpu,
+            "resumed_at_steps": resumed,
+        }
+        write_json(folder / "progress.json", state)
 
     def step(*args: Any, **kwargs: Any) -> None:
         nonlocal shown
@@ -145,14 +156,9 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
         now = time.perf_counter()
         if now - shown > 1.0:
             shown = now
-            state = {
-                "step": trainer.step,
-                "steps": total,
-                "seconds": before + now - start,
-                "cpu_seconds": cpu_before + time.process_time() - cpu,
-            }
-            write_json(folder / "progress.json", state)
+            show()
 
+    show()  # where this attempt began, however soon it ends
     trainer.scheduler.step = step
     trainer.validate = validation.around(trainer.validate)
     task.run()
@@ -170,6 +176,7 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
         "samples_per_second": rate(seconds - validation.seconds),
         "samples_per_cpu_second": rate(cpu_seconds - validation.cpu_seconds),
         "resumed_at_step": first,
+        "resumed_at_steps": resumed,
     }
     # The trainer saves every so many steps, which the last one need not be among.
     if trainer.save(checkpoint_file="checkpoint.pt", training_state=True) is None:
@@ -178,13 +185,14 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
     return training
 
 
-def _seconds_so_far(folder: Path) -> tuple[float, float]:
-    """Wall and CPU seconds that an interrupted attempt spent, if its checkpoint is there to go
-    on from."""
+def _so_far(folder: Path) -> tuple[float, float, list[int]]:
+    """Wall and CPU seconds of interrupted attempts, and the steps at which those were taken up, if
+    there is a checkpoint to go on from."""
     state = read_json(folder / "progress.json")
     if state is None or not checkpoint_of(folder).is_file():
-        return 0.0, 0.0
-    return float(state["seconds"]), float(state.get("cpu_seconds", 0.0))
+        return 0.0, 0.0, []
+    cpu_seconds, resumed = state.get("cpu_seconds", 0.0), state.get("resumed_at_steps", [])
+    return float(state["seconds"]), float(cpu_seconds), list(resumed)
 
 
 @torch.no_grad()

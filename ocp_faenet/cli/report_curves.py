@@ -144,12 +144,14 @@ def trained(result: Mapping[str, Any], metric: str) -> Points:
     The host logs the mean since the last multiple of `LOG_WINDOW` steps, or since the run was
     taken up again: what a step adds to that is its own error.
     """
-    resumed = result["training"].get("resumed_at_step", 0)
+    training = result["training"]
+    # Runs of before all of them were kept know the last one.
+    resumed = set(training.get("resumed_at_steps", [training.get("resumed_at_step", 0)]))
     last = result["train_size"] - (_per_epoch(result) - 1) * result["batch_size"]
     epochs: dict[int, tuple[float, int]] = {}
     seen, total = 0, 0.0
     for step, mean in result["curves"].get(f"train/{metric}", ()):
-        if (step - 1) % LOG_WINDOW == 0 or step - 1 == resumed:
+        if (step - 1) % LOG_WINDOW == 0 or step - 1 in resumed:
             seen, total = 0, 0.0
         size = result["batch_size"] if step % _per_epoch(result) else last
         seen += size

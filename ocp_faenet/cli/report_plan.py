@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ocp_faenet.adapters.plan import StudyPlan, read_plan
+from ocp_faenet.adapters.plan import read_plan
 from ocp_faenet.adapters.runs import RunSpec, count_records
 from ocp_faenet.cli.errors import BadInputError
 from ocp_faenet.cli.output import machine_class
@@ -59,8 +59,8 @@ class Part:
 
     Attributes:
         file: of the study, below the folder of configurations.
-        epochs: with ``--budget small``.
-        sample: training structures, likewise; all if absent.
+        epochs: at most, with ``--budget small``.
+        sample: training structures, likewise; those of the file if absent.
         only: variants; all if absent.
         measured: whether the study's measurements are made.
     """
@@ -71,26 +71,19 @@ class Part:
     only: tuple[str, ...] | None = None
     measured: bool = False
 
-    def changes(self, whole: StudyPlan, small: bool, available: int) -> Changes:
+    def changes(self, small: bool, available: int) -> Changes:
         """What is asked of the study: the whole of it, or one seed and less of everything.
 
         Args:
-            whole: the study.
             small: ``--budget small``.
-            available: training structures; a study that asks for more of them gets these.
+            available: training structures; a run that asks for more of them gets these.
         """
-        sample = self.sample if small else None
-        if max(self._asked(whole) if sample is None else [sample], default=0) > available:
-            sample = available
         if not small:
-            return Changes(sample=sample, only=self.only, measured=self.measured)
-        return Changes(1, self.epochs, sample, self.only, self.measured)
-
-    def _asked(self, whole: StudyPlan) -> list[int]:
-        """Training structures that the study's file asks for, those of its variants included."""
-        variants = [whole.variants[name] for name in self.only or whole.variants]
-        own = [each.sample for each in [*variants, *whole.stages.values()]]
-        return [sample for sample in [whole.sample, *own] if sample is not None]
+            return Changes(only=self.only, measured=self.measured, most_sample=available)
+        sample = None if self.sample is None else min(self.sample, available)
+        return Changes(
+            1, None, sample, self.only, self.measured, self.epochs, most_sample=available
+        )
 
 
 TABLE1 = Part("studies/table1.yml", 8, None)
@@ -148,7 +141,7 @@ class Setting:
         try:
             whole = read_plan(file)
             available = count_records(str(training_lmdb(self.data, whole.task, self.size)))
-            return ready(file, self.data, part.changes(whole, self.small, available), self.size)
+            return ready(file, self.data, part.changes(self.small, available), self.size)
         except (ValueError, OSError) as error:
             raise BadInputError(str(error)) from error
 

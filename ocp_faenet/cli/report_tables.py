@@ -84,12 +84,15 @@ def render_table2(content: Mapping[str, Any]) -> str:
     }
     known = {key: row for key, row in theirs["rows"].items() if row["id"] is not None}
     orders = _orders(
-        study, means, {key: sum(row[s][1] for s in splits) for key, row in known.items()}
+        study,
+        means,
+        {key: sum(row[s][1] for s in splits) for key, row in known.items()},
+        "mean MAE of the four splits",
     )
     return "\n\n".join(
         [
             markdown_table(header, rows),
-            sentence_of(study)
+            sentence_of(study, rates=False)
             + " SR: the configuration of lowest predicted energy is predicted within 0.1 eV of its "
             "own target, and no more than 0.1 eV above the system's minimum. *FAENet-ft* has seen "
             "systems of the ID split. The splits are those of the study (`dense split --by "
@@ -135,11 +138,14 @@ def _why(study: Mapping[str, Any], theirs: str) -> str:
 
 
 def _orders(
-    study: Mapping[str, Any], ours: Mapping[str, float], theirs: Mapping[str, float]
+    study: Mapping[str, Any],
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    what: str = "MAE",
 ) -> str:
     """The models of both, from the smallest error to the largest, as each has them."""
     labels = {row["variant"]: row["label"] for row in study["rows"]}
     both = [key for key in ours if key in theirs]
     here = ", ".join(labels[key] for key in sorted(both, key=lambda key: ours[key]))
     there = ", ".join(labels[key] for key in sorted(both, key=lambda key: theirs[key]))
-    return f"From the smallest MAE to the largest: {here} here; {there} in the report."
+    return f"From the smallest {what} to the largest: {here} here; {there} in the report."

@@ -157,8 +157,8 @@ def value(pair: Sequence[float]) -> str:
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
 
 
-def sentence_of(report: Mapping[str, Any]) -> str:
-    """Where the numbers come from, in one paragraph."""
+def sentence_of(report: Mapping[str, Any], *, rates: bool = True) -> str:
+    """Where the numbers come from, in one paragraph; ``rates``: samples per second among them."""
     sizes = ", ".join(f"{split} {size}" for split, size in report["split_sizes"].items())
     seeds = spread_of(report["seeds"])
     fewer = [f"{row['label']}: {row['seeds']}" for row in report["rows"] if "seeds" in row]
@@ -168,11 +168,11 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     trained = sorted({row.get("train_size", report["train_size"]) for row in report["rows"]})
     absent = report.get("not_run", {}).values()
     more = f" Not run: {'; '.join(absent)}." if absent else ""
+    clock = " Samples per second of CPU time, one thread;" if rates else ""
     return (
         f"`{report['command']}`: {seeds}, weights after the last of "
         f"{' or '.join(map(str, epochs))} epochs on {' or '.join(map(str, trained))} training "
-        f"structures of the {report['data']} set; {sizes}. Samples per second of CPU time, one "
-        f"thread; {report['machine']}.{more}"
+        f"structures of the {report['data']} set; {sizes}.{clock} {report['machine']}.{more}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ocp_faenet.adapters.measurements import DIFFERENCES, MEASUREMENTS, REFERENCES, measure
-from ocp_faenet.adapters.plan import StudyPlan, read_plan, specs_of
+from ocp_faenet.adapters.plan import StudyPlan, Variant, read_plan, specs_of
 from ocp_faenet.adapters.runs import RunSpec, checkpoint_of
 from ocp_faenet.cli.study_report import machines_of, report_of
 from ocp_faenet.cli.training import run_study
@@ -28,6 +28,8 @@ class Changes:
         sample: training structures, likewise.
         only: the variants to run.
         measured: whether checkpoints are measured.
+        most_epochs: of any run, if the file has more.
+        most_sample: training structures of any run, if the file has more.
     """
 
     seeds: int | None = None
@@ -35,6 +37,8 @@ class Changes:
     sample: int | None = None
     only: tuple[str, ...] | None = None
     measured: bool = True
+    most_epochs: int | None = None
+    most_sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def ready(file: Path, data: Path | None, changes: Changes, size: str | None = No
     plan = shortened(
         whole, changes.seeds, changes.epochs, changes.sample, changes.only, changes.measured
     )
+    plan = limited(plan, changes.most_epochs, changes.most_sample)
     data = data or own_data(plan)
     if plan.prepare is not None:
         PREPARATIONS[plan.prepare](data)
@@ -197,6 +202,21 @@ def shortened(
     if not measured:
         changes["measurements"] = ()
     return plan.model_copy(update={**changes, "variants": variants, "stages": stages})
+
+
+def limited(plan: StudyPlan, epochs: int | None, sample: int | None) -> StudyPlan:
+    """``plan`` with no more than so many epochs and training structures in any of its runs."""
+
+    def fewer(own: int | None, most: int | None) -> int | None:
+        # A number that a run does not have is the study's, or all there is.
+        return own if own is None or most is None else min(own, most)
+
+    def cut(run: Variant | StudyPlan) -> dict[str, int | None]:
+        return {"epochs": fewer(run.epochs, epochs), "sample": fewer(run.sample, sample)}
+
+    variants = {key: each.model_copy(update=cut(each)) for key, each in plan.variants.items()}
+    stages = {key: each.model_copy(update=cut(each)) for key, each in plan.stages.items()}
+    return plan.model_copy(update={**cut(plan), "variants": variants, "stages": stages})
 
 
 def own_data(plan: StudyPlan) -> Path:
