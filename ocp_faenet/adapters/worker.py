@@ -134,49 +134,25 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
         return done
     for measured in folder.glob("measured_*.json"):  # of weights that are gone
         measured.unlink()
-    validation, start, first = Stopwatch(), time.perf_counter(), trainer.step
-    before, cpu_before, resumed = _so_far(folder)
-    resumed = [*resumed, first] if first > 0 else []
-    cpu = time.process_time()
-    advance, shown = trainer.scheduler.step, start
-
-    def show() -> None:
-        state = {
-            "step": trainer.step,
-            "steps": total,
-            "seconds": before + time.perf_counter() - start,
-            "cpu_seconds": cpu_before + time.process_time() - cpu,
-            "resumed_at_steps": resumed,
-        }
-        write_json(folder / "progress.json", state)
-
-    def step(*args: Any, **kwargs: Any) -> None:
-        nonlocal shown
-        advance(*args, **kwargs)
-        now = time.perf_counter()
-        if now - shown > 1.0:
-            shown = now
-            show()
-
-    show()  # where this attempt began, however soon it ends
-    trainer.scheduler.step = step
+    validation, progress = Stopwatch(), _Progress(trainer, folder, total)
+    first = trainer.step
+    trainer.scheduler.step = progress.around(trainer.scheduler.step)
     trainer.validate = validation.around(trainer.validate)
     task.run()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    seconds, cpu_seconds = progress.spent()
     steps = trainer.step - first
     seen = steps / max(len(trainer.train_loader), 1) * len(trainer.train_dataset)
 
     def rate(of: float) -> float | None:
         return seen / max(of, 1e-9) if steps > 0 else None
 
+    state = progress.state()
     training = {
-        "seconds": before + seconds,
-        "cpu_seconds": cpu_before + cpu_seconds,
+        **{key: state[key] for key in ("seconds", "cpu_seconds", "resumed_at_steps")},
         "validation_seconds": validation.seconds,
         "samples_per_second": rate(seconds - validation.seconds),
         "samples_per_cpu_second": rate(cpu_seconds - validation.cpu_seconds),
         "resumed_at_step": first,
-        "resumed_at_steps": resumed,
     }
     # The trainer saves every so many steps, which the last one need not be among.
     if trainer.save(checkpoint_file="checkpoint.pt", training_state=True) is None:
@@ -185,14 +161,49 @@ def _train(task: Any, trainer: Any, folder: Path) -> dict[str, Any]:
     return training
 
 
-def _so_far(folder: Path) -> tuple[float, float, list[int]]:
-    """Wall and CPU seconds of interrupted attempts, and the steps at which those were taken up, if
-    there is a checkpoint to go on from."""
-    state = read_json(folder / "progress.json")
-    if state is None or not checkpoint_of(folder).is_file():
-        return 0.0, 0.0, []
-    cpu_seconds, resumed = state.get("cpu_seconds", 0.0), state.get("resumed_at_steps", [])
-    return float(state["seconds"]), float(cpu_seconds), list(resumed)
+class _Progress:
+    """How far a run is, in ``progress.json``: seconds of earlier, interrupted attempts are counted
+    in, and every step at which an attempt went on is kept, if there is a checkpoint to go on from.
+    """
+
+    def __init__(self, trainer: Any, folder: Path, total: int) -> None:
+        before = read_json(folder / "progress.json")
+        if before is None or not checkpoint_of(folder).is_file():
+            before = {}
+        self.file, self.trainer, self.total = folder / "progress.json", trainer, total
+        self.before = [float(before.get(key, 0.0)) for key in ("seconds", "cpu_seconds")]
+        self.start = self.shown = time.perf_counter()
+        self.cpu_start = time.process_time()
+        resumed = [*before.get("resumed_at_steps", []), trainer.step]
+        self.resumed = resumed if trainer.step > 0 else []
+        write_json(self.file, self.state())  # where this attempt began, however soon it ends
+
+    def spent(self) -> tuple[float, float]:
+        """Wall and CPU seconds of this attempt."""
+        return time.perf_counter() - self.start, time.process_time() - self.cpu_start
+
+    def state(self) -> dict[str, Any]:
+        """Of all attempts, as the file has it."""
+        seconds, cpu_seconds = self.spent()
+        return {
+            "step": self.trainer.step,
+            "steps": self.total,
+            "seconds": self.before[0] + seconds,
+            "cpu_seconds": self.before[1] + cpu_seconds,
+            "resumed_at_steps": self.resumed,
+        }
+
+    def around(self, advance: Callable[..., Any]) -> Callable[..., None]:
+        """``advance``, which ends a step; the file is written once a second."""
+
+        def step(*args: Any, **kwargs: Any) -> None:
+            advance(*args, **kwargs)
+            now = time.perf_counter()
+            if now - self.shown > 1.0:
+                self.shown = now
+                write_json(self.file, self.state())
+
+        return step
 
 
 @torch.no_grad()

@@ -110,10 +110,11 @@ def _read(option: str, file: Path) -> dict[str, Any]:
             f"{option}: {file} has a section {unknown[0]}, which there is not; make the report in "
             "another place, or take the section out"
         )
-    for name, made in good(content["sections"]).items():
+    for name, made in content["sections"].items():
         try:
-            SECTIONS[name].render(made)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if "left_out" not in made:
+                SECTIONS[name].render(made)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise BadInputError(
                 f"{option}: {file}: its section {name} is of another version of this package; "
                 "make the report in another place, or take the section out"

@@ -82,7 +82,12 @@ class Part:
             return Changes(only=self.only, measured=self.measured, most_sample=available)
         sample = None if self.sample is None else min(self.sample, available)
         return Changes(
-            1, None, sample, self.only, self.measured, self.epochs, most_sample=available
+            seeds=1,
+            sample=sample,
+            only=self.only,
+            measured=self.measured,
+            most_epochs=self.epochs,
+            most_sample=available,
         )
 
 
